@@ -1,0 +1,67 @@
+"""Metrics without a library call on the hot path: parts count in plain integers and hand them over as families.
+
+A worker sends its families to its supervisor, which merges them (counters and histograms add up) and
+renders them in Prometheus' text format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric as PrometheusMetric
+from prometheus_client.registry import Collector
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One number. For a histogram `suffix` is `_bucket` (with label `le`), `_sum` or `_count`."""
+
+    value: float
+    labels: dict[str, str] = {}
+    suffix: str = ""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """A metric with its samples; `name` without `_total`."""
+
+    name: str
+    help: str
+    kind: Literal["counter", "gauge", "histogram"]
+    samples: list[Sample]
+
+
+def merge(families: Iterable[Family]) -> list[Family]:
+    """One family per name, samples with equal labels added up (gauges too: connections of all workers)."""
+    merged: dict[str, tuple[Family, dict[tuple[str, tuple[tuple[str, str], ...]], float]]] = {}
+    for family in families:
+        _, sums = merged.setdefault(family.name, (family, {}))
+        for sample in family.samples:
+            key = (sample.suffix, tuple(sorted(sample.labels.items())))
+            sums[key] = sums.get(key, 0.0) + sample.value
+    return [
+        Family(first.name, first.help, first.kind,
+               [Sample(value, dict(labels), suffix) for (suffix, labels), value in sums.items()])
+        for first, sums in merged.values()
+    ]  # fmt: skip
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[PrometheusMetric]:
+        for family in self._families:
+            metric = PrometheusMetric(family.name, family.help, family.kind)
+            for sample in family.samples:
+                suffix = "_total" if family.kind == "counter" else sample.suffix
+                metric.add_sample(family.name + suffix, sample.labels, sample.value)
+            yield metric
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """Prometheus' text format, version 0.0.4."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(merge(families)))
+    return generate_latest(registry)

@@ -1,0 +1,247 @@
+"""The nouns. Every word here is the word in the docs, the CLI, the logs and the metrics.
+
+The documents that machines write (`planned/`, `observed/`) are msgspec structs: frozen, compact, and
+lenient about fields a newer version added. What operators write is validated in `spec.py`.
+Times are Unix seconds, durations seconds, CPU millicores, memory bytes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+FORMAT = 1
+"""The version of the documents below; a reader refuses what is newer and keeps the last good one."""
+
+Slot = int | str
+"""A replica's place in its service: 1..n, or the node's name for `kind: global`."""
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything kept in the store as JSON."""
+
+
+class ReplicaState(StrEnum):
+    """States move forward only, but for `ready` falling back to `running` when health fails."""
+
+    ASSIGNED = "assigned"  # in the plan, the agent has not begun
+    PULLING = "pulling"  # fetching the image
+    STARTING = "starting"  # created, the engine has not said that it runs
+    RUNNING = "running"  # alive, not (or no longer) fit for traffic
+    READY = "ready"  # in DNS and proxies
+    DRAINING = "draining"  # withdrawn, finishing what it has
+    STOPPED = "stopped"  # ended because we asked
+    FAILED = "failed"  # ended, or never began, against our wish
+    LOST = "lost"  # its node is gone
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+    @property
+    def alive(self) -> bool:
+        """The engine runs it: it answers, or may soon."""
+        return self in ALIVE
+
+
+ENDED = frozenset({ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST})
+ALIVE = frozenset({ReplicaState.RUNNING, ReplicaState.READY, ReplicaState.DRAINING})
+_ORDER = {state: rank for rank, state in enumerate(ReplicaState)}
+
+
+def may_follow(old: ReplicaState, new: ReplicaState) -> bool:
+    """True where the state machine allows `old` → `new` (staying put is allowed)."""
+    if old.ended:
+        return new == old
+    if (old, new) == (ReplicaState.READY, ReplicaState.RUNNING):
+        return True
+    return _ORDER[new] >= _ORDER[old]
+
+
+class Want(StrEnum):
+    """What the scheduler wants of a replica."""
+
+    RUN = "run"
+    STOP = "stop"  # withdraw, drain, then stop
+
+
+class Capacity(Document, frozen=True, kw_only=True):
+    """What a node offers, or a replica reserves."""
+
+    cpu: int = 0
+    memory: int = 0
+    resources: dict[str, int] = {}
+
+
+class Exit(Document, frozen=True, kw_only=True):
+    """How a replica ended."""
+
+    code: int | None = None
+    oom: bool = False
+
+
+class Event(Document, frozen=True, kw_only=True):
+    """One sentence of a service's story."""
+
+    time: float
+    text: str
+    cause: str = ""  # what led to it: `spec@41`, `web-1-6f3a failed`, …
+
+
+# ── planned/nodes/<node> ─────────────────────────────────────────────────────────────────────
+
+
+class Assignment(Document, frozen=True, kw_only=True):
+    """One replica that a node must run (or stop)."""
+
+    id: str
+    service: str
+    slot: Slot
+    release: int
+    want: Want = Want.RUN
+    cause: str = ""
+
+
+class NodePlan(Document, frozen=True, kw_only=True):
+    """Written by the scheduler, read by that node's agent."""
+
+    format: int = FORMAT
+    node: str
+    replicas: list[Assignment] = []
+    specs: dict[str, dict[str, Any]] = {}
+    """`<service>@<release>` → the release's spec, so that replicas of one release share one copy."""
+
+
+def spec_key(service: str, release: int) -> str:
+    return f"{service}@{release}"
+
+
+# ── planned/services/<service> ───────────────────────────────────────────────────────────────
+
+
+class Release(Document, frozen=True, kw_only=True):
+    """A numbered, immutable, validated spec. A rollback is a new release equal to an old one."""
+
+    number: int
+    hash: str
+    spec: dict[str, Any]
+    created: float = 0.0
+    cause: str = ""
+
+
+class RolloutState(StrEnum):
+    IDLE = "idle"
+    ROLLING = "rolling"
+    PAUSED = "paused"
+    FAILED = "failed"
+
+
+class Rollout(Document, frozen=True, kw_only=True):
+    """How far the newest release has come."""
+
+    state: RolloutState = RolloutState.IDLE
+    release: int = 0
+    since: float = 0.0
+    message: str = ""
+
+
+class SlotState(Document, frozen=True, kw_only=True):
+    """The back-off memory of a slot whose replicas fail (kept so that a new leader knows it too)."""
+
+    failures: int = 0
+    last_failure: float = 0.0
+    retry_at: float = 0.0
+    node: str = ""  # that failed it last
+
+
+class Pending(Document, frozen=True, kw_only=True):
+    """A slot without a replica, and why: one sentence per node or reason."""
+
+    slot: Slot
+    reasons: list[str] = []
+
+
+class PublishedPort(Document, frozen=True, kw_only=True):
+    """A service port as the data plane sees it."""
+
+    port: int
+    protocol: str = "tcp"  # http | tcp | udp
+
+
+class ServicePlan(Document, frozen=True, kw_only=True):
+    """Written by the scheduler: what became of one service's wish."""
+
+    format: int = FORMAT
+    service: str
+    kind: str = "service"
+    vip: str = ""
+    desired: int = 0
+    ports: dict[str, PublishedPort] = {}
+    traffic: dict[str, Any] = {}
+    ttl: int = 5
+    discovery: str = "vip"
+    all_unready: str = "any"
+    releases: list[Release] = []  # oldest first, the last ten
+    rollout: Rollout = Rollout()
+    slots: dict[str, SlotState] = {}  # only slots that failed lately
+    pending: list[Pending] = []
+    errors: list[str] = []  # why the newest desired spec is not in force
+    events: list[Event] = []  # bounded, newest last
+    deleted: bool = False  # the wish is gone; its replicas are being stopped
+
+
+# ── observed/nodes/<node> ────────────────────────────────────────────────────────────────────
+
+
+class ReplicaReport(Document, frozen=True, kw_only=True):
+    """What an agent sees of one replica."""
+
+    id: str
+    service: str
+    slot: Slot
+    release: int
+    state: ReplicaState
+    since: float = 0.0  # when it entered the state
+    started: float = 0.0  # when the engine started it
+    tags: list[str] = []
+    weight: int = 100
+    address: str = ""
+    ports: dict[str, int] = {}
+    exit: Exit | None = None
+    message: str = ""  # the sentence for a person: pull progress, why it failed, why it is not ready
+
+
+class NodeReport(Document, frozen=True, kw_only=True):
+    """Written by the node's agent, held by its session."""
+
+    format: int = FORMAT
+    node: str
+    address: str
+    admin: str = ""  # base URL of the agent's admin HTTP
+    version: str = ""  # of mesh
+    runtime: str = ""
+    attributes: dict[str, str] = {}  # arch, os, kernel, engine
+    labels: dict[str, str] = {}
+    capacity: Capacity = Capacity()
+    replicas: list[ReplicaReport] = []
+    problems: list[str] = []  # ports taken, engine away, …: shown by `mesh nodes`
+
+
+# ── desired/nodes/<node>, desired/config ─────────────────────────────────────────────────────
+
+
+class NodeSettings(Document, frozen=True, kw_only=True):
+    """What operators say about a node."""
+
+    availability: str = "active"  # active | pause | drain
+    labels: dict[str, str] = {}
+
+
+class ClusterConfig(Document, frozen=True, kw_only=True):
+    """Cluster-wide settings. Defaults: DESIGN.md 4."""
+
+    domain: str = "cluster"
+    vip_range: str = "10.96.0.0/16"
+    strategy: str = "spread"  # spread | binpack

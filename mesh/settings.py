@@ -1,0 +1,63 @@
+"""What each process is told: flags first, then `MESH_…` and Consul's own variables, then a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How to reach the store. The variables are Consul's own."""
+
+    address: str = "http://127.0.0.1:8500"  # CONSUL_HTTP_ADDR; also host:port or https://…
+    token: str | None = field(default=None, repr=False)  # CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE
+    ca_file: Path | None = None  # CONSUL_CACERT
+    cert_file: Path | None = None  # CONSUL_CLIENT_CERT
+    key_file: Path | None = None  # CONSUL_CLIENT_KEY
+    verify: bool = True  # CONSUL_HTTP_SSL_VERIFY
+    root: str = "mesh"  # MESH_ROOT: the prefix of all keys
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedStoreSettings:
+    """The embedded store as a server."""
+
+    data: Path  # folder of its database
+    listen: str = "127.0.0.1:8500"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """One agent with its data plane."""
+
+    node: str
+    store: StoreSettings
+    state: Path  # folder for sockets, tokens, process state
+    address: str = "127.0.0.1"  # where others reach this node's replicas
+    runtime: str = "auto"  # auto | docker | process
+    docker_host: str | None = None  # DOCKER_HOST
+    labels: Mapping[str, str] = field(default_factory=dict)
+    publish: str = "auto"
+    """How containers are reached: `published` (host ports on `address`), `direct` (their own addresses; right
+    on one machine, or where container networks are routed), `auto` (direct while `address` is loopback)."""
+    dns_listen: tuple[str, ...] = ("127.0.0.1:53",)
+    dns_workers: int = 1
+    proxy_workers: int = 1
+    admin_listen: str = "127.0.0.1:7070"
+    vips: str = "auto"
+    """`route`: real VIPs through a local route (root); `loopback`: an address of 127/8 per service and
+    unprivileged ports; `auto`: route where allowed."""
+    upstreams: tuple[str, ...] = ()  # DNS servers to forward to; empty: /etc/resolv.conf
+    session_ttl: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """One scheduler; several may run, one leads."""
+
+    store: StoreSettings
+    name: str
+    admin_listen: str = "127.0.0.1:7071"
+    session_ttl: float = 10.0

@@ -1,0 +1,176 @@
+"""The Table: everything the data plane needs, the seam between it and the control plane.
+
+`build_table` derives it from what is planned and observed; `table_diff` and `apply_delta` carry a
+change of the size of the change to the workers; `parse_table` reads one from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from mesh.model import ReplicaState, Slot
+
+
+class TableError(ValueError):
+    """A Table that cannot be read; says where."""
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class TableNode(Struct, frozen=True, kw_only=True):
+    address: str
+
+
+class TablePort(Struct, frozen=True, kw_only=True):
+    port: int
+    protocol: str = "tcp"  # http | tcp | udp
+    listen: str | None = None  # overrides VIP:port
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """An address worth sending to. `state`: ready, running (alive, not ready), or suspect (was ready)."""
+
+    id: str
+    slot: Slot
+    node: str
+    release: int = 0
+    tags: list[str] = []
+    weight: int = 100
+    state: str = "ready"
+    address: str
+    ports: dict[str, int] = {}
+
+
+class TableService(Struct, frozen=True, kw_only=True):
+    vip: str = ""
+    ttl: int = 5
+    discovery: str = "vip"  # vip | direct
+    all_unready: str = "any"  # any | nodata
+    desired: int = 0
+    ports: dict[str, TablePort] = {}
+    traffic: dict[str, Any] = {}
+    endpoints: list[Endpoint] = []
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    service: str
+    port: str
+    tag: str | None = None
+    weight: int = 100
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    host: str = ""
+    path: str = "/"
+    headers: dict[str, str] = {}
+    to: list[Target] = []
+
+
+class TableRoute(Struct, frozen=True, kw_only=True):
+    listen: str
+    rules: list[Rule] = []
+
+
+class Table(Struct, frozen=True, kw_only=True):
+    index: int = 0
+    domain: str = "cluster"
+    vip_range: str = "10.96.0.0/16"
+    nodes: dict[str, TableNode] = {}
+    services: dict[str, TableService] = {}
+    routes: dict[str, TableRoute] = {}
+
+
+class TableDelta(Struct, frozen=True, kw_only=True):
+    """What changed between two Tables; None means removed."""
+
+    index: int
+    domain: str
+    vip_range: str
+    nodes: dict[str, TableNode | None] = {}
+    services: dict[str, TableService | None] = {}
+    routes: dict[str, TableRoute | None] = {}
+
+
+_decoder = msgspec.json.Decoder(Table)
+
+
+def parse_table(data: bytes) -> Table:
+    """The Table in a file of the shape in docs/table.md.
+
+    Raises:
+        TableError: with the place, such as `services.web.ports.http.port: expected int, got str`.
+    """
+    try:
+        table = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TableError(_plain(str(error))) from None
+    for name, service in table.services.items():
+        for port_name, port in service.ports.items():
+            where = f"services.{name}.ports.{port_name}"
+            if not 1 <= port.port <= 65535:
+                raise TableError(f"{where}.port: must be 1..65535, got {port.port}")
+            if port.protocol not in ("http", "tcp", "udp"):
+                raise TableError(f"{where}.protocol: must be http, tcp or udp, got {port.protocol!r}")
+    return table
+
+
+def _plain(message: str) -> str:
+    """msgspec's ``Expected `int`, got `str` - at `$.services[...].port` `` with the place first."""
+    what, _, where = message.replace("`", "").partition(" - at ")
+    return f"{where.removeprefix('$.')}: {what[:1].lower()}{what[1:]}" if where else message
+
+
+_Value = TypeVar("_Value")
+
+
+def _changes(old: Mapping[str, _Value], new: Mapping[str, _Value]) -> dict[str, _Value | None]:
+    if old is new:
+        return {}
+    changed: dict[str, _Value | None] = {
+        key: value for key, value in new.items() if (was := old.get(key)) is not value and was != value
+    }
+    changed.update(dict.fromkeys(old.keys() - new.keys()))
+    return changed
+
+
+def table_diff(old: Table, new: Table) -> TableDelta | None:
+    """What turns `old` into `new`; None if nothing but the index differs."""
+    delta = TableDelta(
+        index=new.index,
+        domain=new.domain,
+        vip_range=new.vip_range,
+        nodes=_changes(old.nodes, new.nodes),
+        services=_changes(old.services, new.services),
+        routes=_changes(old.routes, new.routes),
+    )
+    same_zone = (old.domain, old.vip_range) == (new.domain, new.vip_range)
+    if same_zone and not (delta.nodes or delta.services or delta.routes):
+        return None
+    return delta
+
+
+def _patched(old: Mapping[str, _Value], changes: Mapping[str, _Value | None]) -> dict[str, _Value]:
+    new = {key: value for key, value in old.items() if key not in changes}
+    new.update({key: value for key, value in changes.items() if value is not None})
+    return new
+
+
+def apply_delta(table: Table, delta: TableDelta) -> Table:
+    """The Table after the change; parts that did not change are the same objects."""
+    return Table(
+        index=delta.index,
+        domain=delta.domain,
+        vip_range=delta.vip_range,
+        nodes=_patched(table.nodes, delta.nodes) if delta.nodes else table.nodes,
+        services=_patched(table.services, delta.services) if delta.services else table.services,
+        routes=_patched(table.routes, delta.routes) if delta.routes else table.routes,
+    )
+
+
+IN_TABLE = {ReplicaState.READY: "ready", ReplicaState.RUNNING: "running"}
+"""Draining and ended replicas are no endpoints: they are in no answer."""
