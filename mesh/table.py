@@ -122,7 +122,8 @@ def parse_table(data: bytes) -> Table:
 def _plain(message: str) -> str:
     """msgspec's ``Expected `int`, got `str` - at `$.services[...].port` `` with the place first."""
     what, _, where = message.replace("`", "").partition(" - at ")
-    return f"{where.removeprefix('$.')}: {what[:1].lower()}{what[1:]}" if where else message
+    what = what[:1].lower() + what[1:]
+    return f"{where.removeprefix('$.')}: {what}" if where else what
 
 
 _Value = TypeVar("_Value")

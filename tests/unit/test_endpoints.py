@@ -1,0 +1,64 @@
+"""From planned and observed to the Table."""
+
+import pytest
+
+from mesh.endpoints import build_table
+from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ReplicaState, ServicePlan
+from mesh.view import NodeView, View
+
+
+def replica(state: ReplicaState = ReplicaState.READY, id: str = "web-1-aaaa", slot: int = 1) -> ReplicaReport:
+    return ReplicaReport(
+        id=id, service="web", slot=slot, release=1, state=state, address="10.0.0.9", ports={"http": 8080}, tags=["v2"]
+    )
+
+
+def view(*replicas: ReplicaReport, held: bool = True, planned: bool = True) -> View:
+    plan = NodePlan(node="n1", replicas=[Assignment(id=r.id, service="web", slot=r.slot, release=1) for r in replicas])
+    return View(
+        index=3,
+        plans={"web": ServicePlan(service="web", vip="10.96.0.1", desired=1, ports={"http": PublishedPort(port=80)})},
+        nodes={"n1": NodeView(NodeReport(node="n1", address="10.0.0.1", replicas=list(replicas)), held, 1)},
+        node_plans={"n1": plan} if planned else {},
+    )
+
+
+def test_a_ready_replica_is_an_endpoint() -> None:
+    web = build_table(view(replica())).services["web"]
+    assert (web.vip, web.ports["http"].port) == ("10.96.0.1", 80)
+    [endpoint] = web.endpoints
+    assert (endpoint.id, endpoint.state, endpoint.address, endpoint.ports) == (
+        "web-1-aaaa", "ready", "10.0.0.9", {"http": 8080},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [(state, {"ready": ["ready"], "running": ["running"]}.get(state, [])) for state in ReplicaState],
+)
+def test_only_living_replicas_that_are_not_withdrawn_are_endpoints(state: ReplicaState, shown: list[str]) -> None:
+    assert [e.state for e in build_table(view(replica(state))).services["web"].endpoints] == shown
+
+
+def test_a_node_without_its_session_is_suspect() -> None:
+    assert [e.state for e in build_table(view(replica(), held=False)).services["web"].endpoints] == ["suspect"]
+
+
+def test_a_replica_that_the_plan_has_given_up_is_no_endpoint() -> None:
+    before = view(replica())
+    after = View(plans=before.plans, nodes=before.nodes, node_plans={"n1": NodePlan(node="n1")})
+    assert build_table(after).services["web"].endpoints == []
+
+
+def test_without_a_plan_document_what_runs_is_kept() -> None:
+    assert len(build_table(view(replica(), planned=False)).services["web"].endpoints) == 1
+
+
+def test_slots_come_in_order() -> None:
+    many = [replica(id=f"web-{slot}-aaaa", slot=slot) for slot in (10, 2, 1)]
+    assert [e.slot for e in build_table(view(*many)).services["web"].endpoints] == [1, 2, 10]
+
+
+def test_a_deleted_service_leaves_the_zone() -> None:
+    gone = View(plans={"web": ServicePlan(service="web", deleted=True)})
+    assert build_table(gone).services == {}
