@@ -61,3 +61,73 @@ class SchedulerSettings:
     name: str
     admin_listen: str = "127.0.0.1:7071"
     session_ttl: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """The DNS server alone, from a Table in a file."""
+
+    table: Path
+    listen: tuple[str, ...] = ("127.0.0.1:53",)
+    workers: int = 1
+    admin_listen: str | None = None
+    upstreams: tuple[str, ...] = ()
+    forward: bool = True
+    allow: tuple[str, ...] | None = None  # who may have names forwarded (CIDR); None: the server's default
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The proxy alone, from a Table in a file."""
+
+    table: Path
+    workers: int = 1
+    admin_listen: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DevSettings:
+    """All of it on one machine: embedded store, scheduler and agent. Ports that are taken are replaced by free ones."""
+
+    state: Path  # folder of store, agent and `dev.json`
+    runtime: str = "auto"  # auto | docker | process
+    docker_host: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    store_listen: str = "127.0.0.1:8500"
+    dns_listen: str = "127.0.0.1:5353"
+    admin_listen: str = "127.0.0.1:7070"
+    vips: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class DevInfo:
+    """What a running `mesh dev` writes into `<state>/dev.json`, so that the CLI finds it without a flag."""
+
+    pid: int
+    store: str  # http://127.0.0.1:8500
+    dns: str  # 127.0.0.1:5353
+    admin: str  # http://127.0.0.1:7070
+    root: str = "mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class DevSettings:
+    """A whole mesh on one machine: store, scheduler and agent in one process, with the agent's workers.
+
+    Default ports that are taken are replaced by free ones; ports that were asked for are not.
+    """
+
+    state: Path
+    """Folder of everything it keeps; one `mesh dev` per folder."""
+    store: StoreSettings | None = None  # a real Consul; None: the embedded store
+    store_listen: str | None = None  # of the embedded store; None: 127.0.0.1:8500, or a free port
+    node: str | None = None  # None: the host's name
+    runtime: str = "auto"  # auto | docker | process
+    docker_host: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    vips: str = "auto"  # auto | route | loopback
+    dns_listen: str | None = None  # None: 127.0.0.1:53, or 5353.. without the privilege
+    admin_listen: str | None = None  # None: 127.0.0.1:7070, or a free port
+    dns_workers: int = 1
+    proxy_workers: int = 1
+    upstreams: tuple[str, ...] = ()
