@@ -86,20 +86,6 @@ class ProxySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class DevSettings:
-    """All of it on one machine: embedded store, scheduler and agent. Ports that are taken are replaced by free ones."""
-
-    state: Path  # folder of store, agent and `dev.json`
-    runtime: str = "auto"  # auto | docker | process
-    docker_host: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    store_listen: str = "127.0.0.1:8500"
-    dns_listen: str = "127.0.0.1:5353"
-    admin_listen: str = "127.0.0.1:7070"
-    vips: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
 class DevInfo:
     """What a running `mesh dev` writes into `<state>/dev.json`, so that the CLI finds it without a flag."""
 
