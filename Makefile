@@ -1,0 +1,56 @@
+# `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test unit lint fmt docs bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := mesh dns proxy scheduler tests tools examples bench
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 …` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+venv: $(VENV)/.dev ## make .venv with the project and its development tools
+
+demo: $(VENV)/.run ## a whole cluster on this machine and a walk through it (TOUR=once: end after the walk)
+	@PYTHONPATH=examples $(BIN)/python -m guestbook.tour $(if $(filter once,$(TOUR)),--once)
+
+test: $(VENV)/.dev ## the whole suite; installs the real parts it needs (as root, or with sudo)
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/pytest $(PYTEST)
+
+unit: $(VENV)/.dev ## the tests that need no real part: seconds, no root
+	@$(BIN)/pytest -m "not (docker or consul or root or redis or dig or slow)" $(PYTEST)
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, and the one-way imports
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+fmt: $(VENV)/.dev ## let ruff put the code in order
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+docs: $(VENV)/.dev ## write the generated references (docs/spec.md, docs/cli.md) anew
+	@$(BIN)/python -m tools.reference
+
+bench: $(VENV)/.dev ## measure reaction times end to end on this machine (minutes; needs Docker and Consul)
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.reaction $(BENCH)
+
+clean: ## remove what make made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.run: pyproject.toml tools/venv.py tools/debs.py
+	@$(if $(PYTHON),,echo 'Python 3.11 or newer is needed, and there is none on PATH. Debian 12: apt-get install python3.' \
+		'Ubuntu 22.04: apt-get install python3.11.' >&2; exit 1)
+	@$(PYTHON) -m tools.venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,131 @@
+"""What the whole suite shares: which real parts it runs against, and that it leaves nothing behind.
+
+A test that needs a real part carries its marker (`@pytest.mark.docker`). The header says what was found.
+A part that is missing skips its tests with the reason, or fails them where `CI=true`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tools import debs
+
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+SESSION = uuid.uuid4().hex
+"""In the environment of all that the suite starts, so that it is found again (see `leftover_processes`)."""
+os.environ["MESH_TEST_SESSION"] = SESSION
+
+CONSUL = debs.cache_folder() / "consul" / "root" / "usr" / "bin"
+if not shutil.which("consul") and CONSUL.exists():  # fetched by `make test`, found by a bare pytest too
+    os.environ["PATH"] += f":{CONSUL}"
+
+hypothesis.settings.register_profile("suite", deadline=None, database=None)  # no timing, no files in the tree
+hypothesis.settings.load_profile("suite")
+
+
+class Absent(Exception):
+    """A real part is not here; the message says what to do."""
+
+
+def _says(*command: str) -> str:
+    """The first line of what a program says of itself."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        raise Absent(f"there is no `{command[0]}` on PATH; `make test` installs it") from None
+    except subprocess.TimeoutExpired:
+        raise Absent(f"`{' '.join(command)}` does not answer") from None
+    said = (done.stdout or done.stderr).strip().splitlines()
+    if done.returncode or not said:
+        raise Absent(f"`{' '.join(command)}` failed: {' '.join(said[:1])}")
+    return said[0]
+
+
+def _root() -> str:
+    if os.geteuid() != 0:
+        raise Absent("needs root; `make test` uses sudo")
+    return "yes"
+
+
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "docker": ("a Docker engine", lambda: _says("docker", "version", "--format", "{{.Server.Version}}")),
+    "consul": ("a real Consul", lambda: _says("consul", "version")),
+    "redis": ("redis-server", lambda: _says("redis-server", "--version")),
+    "dig": ("dig", lambda: _says("dig", "-v")),
+    "root": ("root's privileges", _root),
+}
+"""Marker → what it stands for, and how to find its version."""
+
+
+@cache
+def part(name: str) -> tuple[bool, str]:
+    """Whether a real part is here, and its version or what is wrong."""
+    try:
+        return True, PARTS[name][1]()
+    except Absent as reason:
+        return False, str(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, (what, _) in PARTS.items():
+        config.addinivalue_line("markers", f"{name}: needs {what}")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+def pytest_report_header() -> list[str]:
+    return ["real parts:"] + [f"  {name:8}{'' if part(name)[0] else 'MISSING: '}{part(name)[1]}" for name in PARTS]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in PARTS:
+        if item.get_closest_marker(name) and not part(name)[0]:
+            (pytest.fail if CI else pytest.skip)(f"{PARTS[name][0]} is missing: {part(name)[1]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No container of ours and no process that a test started outlives the suite."""
+    before = mesh_containers()
+    yield
+    left = [f"process {pid}: {command}" for pid, command in leftover_processes().items()]
+    for pid in leftover_processes():
+        os.kill(pid, signal.SIGKILL)
+    if CI:  # on a developer's machine another mesh may have started them meanwhile
+        left += [f"container {name}" for name in sorted(mesh_containers() - before)]
+    assert not left, "the suite left behind: " + "; ".join(left)
+
+
+def mesh_containers() -> set[str]:
+    if not part("docker")[0]:
+        return set()
+    listed = subprocess.run(
+        ["docker", "ps", "--all", "--filter", "label=mesh.id", "--format", "{{.Names}}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return set(listed.stdout.split())
+
+
+def leftover_processes() -> dict[int, str]:
+    """Processes that carry this session's mark in their environment, by pid."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        try:
+            environment = (folder / "environ").read_bytes()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # it has ended, or is another user's
+            continue
+        if pid != os.getpid() and f"MESH_TEST_SESSION={SESSION}".encode() in environment:
+            found[pid] = command
+    return found
