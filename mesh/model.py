@@ -102,6 +102,7 @@ class Assignment(Document, frozen=True, kw_only=True):
     release: int
     want: Want = Want.RUN
     cause: str = ""
+    placed: float = 0.0  # when the scheduler decided on it
 
 
 class NodePlan(Document, frozen=True, kw_only=True):
@@ -109,6 +110,7 @@ class NodePlan(Document, frozen=True, kw_only=True):
 
     format: int = FORMAT
     node: str
+    lost: bool = False  # given up: what it ran is replaced, and stops when it returns
     replicas: list[Assignment] = []
     specs: dict[str, dict[str, Any]] = {}
     """`<service>@<release>` → the release's spec, so that replicas of one release share one copy."""
@@ -129,6 +131,8 @@ class Release(Document, frozen=True, kw_only=True):
     spec: dict[str, Any]
     created: float = 0.0
     cause: str = ""
+    good: bool = False  # once every replica of it was healthy: what a rollback goes back to
+    rollback_of: int = 0  # the release that failed, if this is a rollback
 
 
 class RolloutState(StrEnum):
@@ -145,6 +149,8 @@ class Rollout(Document, frozen=True, kw_only=True):
     release: int = 0
     since: float = 0.0
     message: str = ""
+    healthy: int = 0  # the most slots that have been healthy on this release
+    progress: float = 0.0  # when `healthy` last grew
 
 
 class SlotState(Document, frozen=True, kw_only=True):
@@ -154,6 +160,8 @@ class SlotState(Document, frozen=True, kw_only=True):
     last_failure: float = 0.0
     retry_at: float = 0.0
     node: str = ""  # that failed it last
+    release: int = 0  # that failed
+    since: float = 0.0  # when the first of these failures was placed
 
 
 class Pending(Document, frozen=True, kw_only=True):
@@ -175,6 +183,7 @@ class ServicePlan(Document, frozen=True, kw_only=True):
 
     format: int = FORMAT
     service: str
+    spec_index: int = 0  # of the wish that this answers: modify index of its key
     kind: str = "service"
     vip: str = ""
     desired: int = 0
@@ -186,6 +195,7 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     releases: list[Release] = []  # oldest first, the last ten
     rollout: Rollout = Rollout()
     slots: dict[str, SlotState] = {}  # only slots that failed lately
+    pins: dict[str, str] = {}  # slot → the node that has its volumes
     pending: list[Pending] = []
     errors: list[str] = []  # why the newest desired spec is not in force
     events: list[Event] = []  # bounded, newest last

@@ -54,6 +54,8 @@ class View:
     plan_indexes: Mapping[str, int] = field(default_factory=dict)
     """Modify index of every planned key, for compare-and-set."""
     problems: tuple[str, ...] = ()
+    unreadable: frozenset[str] = frozenset()
+    """Keys that exist, but whose value could not be read even once: nothing is known of them."""
 
 
 _T = TypeVar("_T")
@@ -68,7 +70,7 @@ class _Decoded(Generic[_T]):
         self._decode = decode
         self._read: dict[str, tuple[int, str | None, _T | None, str]] = {}
 
-    def update(self, entries: Mapping[str, Entry], problems: list[str]) -> dict[str, _T]:
+    def update(self, entries: Mapping[str, Entry], problems: list[str], unreadable: set[str]) -> dict[str, _T]:
         start = len(self._prefix)
         if self._only is not None:
             entry = entries.get(self._prefix + self._only)
@@ -91,6 +93,8 @@ class _Decoded(Generic[_T]):
                 problems.append(problem)
             if value is not None:
                 values[name] = value
+            else:
+                unreadable.add(entry.key)
         return values
 
 
@@ -177,17 +181,19 @@ class ViewReader:
 
     def read(self, entries: Mapping[str, Entry], index: int = 0) -> View:
         problems: list[str] = []
+        unreadable: set[str] = set()
         return View(
             index=index,
-            config=self._config.update(entries, problems).get("config", model.ClusterConfig()),
-            wishes=self._wishes.update(entries, problems),
-            scale=self._scale.update(entries, problems),
-            settings=self._settings.update(entries, problems),
-            routes=self._routes.update(entries, problems),
-            plans=self._plans.update(entries, problems),
-            node_plans=self._node_plans.update(entries, problems),
-            nodes=self._nodes.update(entries, problems),
+            config=self._config.update(entries, problems, unreadable).get("config", model.ClusterConfig()),
+            wishes=self._wishes.update(entries, problems, unreadable),
+            scale=self._scale.update(entries, problems, unreadable),
+            settings=self._settings.update(entries, problems, unreadable),
+            routes=self._routes.update(entries, problems, unreadable),
+            plans=self._plans.update(entries, problems, unreadable),
+            node_plans=self._node_plans.update(entries, problems, unreadable),
+            nodes=self._nodes.update(entries, problems, unreadable),
             plan_indexes={key: entry.modify_index for key, entry in entries.items()
                           if key.startswith(self._keys.planned)},
             problems=tuple(problems),
+            unreadable=frozenset(unreadable),
         )  # fmt: skip
