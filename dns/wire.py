@@ -1,0 +1,193 @@
+"""From the bytes of a query to the bytes of its answer: the rules that do not depend on what is asked.
+
+    QR set, or no whole header    silence
+    not one readable question     FORMERR
+    opcode other than QUERY       NOTIMP
+    EDNS above version 0          BADVERS
+    class other than IN, AXFR     REFUSED
+    no Table yet                  SERVFAIL
+    a name of ours                what the zone says
+    anything else                 Forward
+
+Sources: RFC 1035, RFC 2181 9 (truncation), RFC 6891 (EDNS), RFC 8906 (what a server must not be silent about).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+
+from dnslib import QTYPE
+
+from mesh.dns.message import AA, HEADER, OPCODE, QR, RA, RCODE, RD, TC, Malformed, Query, Writer, read_query
+from mesh.dns.message import read_question as _read_question
+from mesh.dns.zone import BADVERS, FORMERR, NOTIMP, REFUSED, SERVFAIL, Answer, Record, Subject, Zone
+
+UDP_SIZE = 1232
+"""The largest UDP answer we send or invite: it fits unfragmented everywhere (DNS Flag Day 2020)."""
+_PLAIN_UDP_SIZE = 512
+_TCP_SIZE = 65535
+_FEW = 8
+"""As many addresses of a choice as an answer without EDNS holds."""
+_OPT_LENGTH = 11
+
+
+class Transport(Enum):
+    UDP = "udp"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The packet to send; with `variants` > 1 it is one of as many, and `subject` is what it was derived from."""
+
+    packet: bytes
+    qtype: int = 0
+    subject: Subject | None = None
+    variants: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Not ours: to be asked elsewhere, if this client may."""
+
+    query: Query
+
+
+def respond(
+    data: bytes, transport: Transport, zone: Zone | None, *, recursion: bool = False, first: int | None = None
+) -> Reply | Forward | None:
+    """What to do about a datagram or a message of a stream; None: nothing.
+
+    `recursion` is what RA says. `first` picks the address that leads where there is a choice (modulo their
+    number), for those who keep answers; the others follow at random.
+    """
+    if len(data) < HEADER.size or data[2] & 0x80:
+        return None
+    flags = int.from_bytes(data[2:4], "big")
+    try:
+        query = read_query(data)
+    except Malformed:
+        return Reply(_header_only(data, NOTIMP if flags & OPCODE else FORMERR))
+    if flags & OPCODE:
+        return _without_records(query, NOTIMP, recursion)
+    if query.edns and query.edns.version:
+        return _without_records(query, BADVERS, recursion)
+    question = query.question
+    if question.type in (QTYPE.OPT, QTYPE.TSIG):
+        return _without_records(query, FORMERR, recursion)
+    if question.qclass != 1 or question.type in (QTYPE.AXFR, QTYPE.IXFR):
+        return _without_records(query, REFUSED, recursion)
+    if zone is None:
+        return _without_records(query, SERVFAIL, recursion)
+    answer = zone.answer(question.labels, question.type)
+    if answer is None:
+        return Forward(query)
+    return _pack(query, answer, _limit(query, transport), recursion, first)
+
+
+def refuse(query: Query, rcode: int, *, recursion: bool = False) -> Reply:
+    """An answer that only says why there is none."""
+    return _without_records(query, rcode, recursion)
+
+
+def adapt(query: Query, transport: Transport, body: bytes, counts: tuple[int, int, int], rcode: int) -> Reply:
+    """An answer of another server, as records that follow its question, in the words of this query."""
+    limit = _limit(query, transport)
+    flags = QR | RA | query.flags & RD | rcode & RCODE
+    packet = b"".join((HEADER.pack(query.id, flags, 1, *counts), query.question.raw, body))
+    if len(packet) + (_OPT_LENGTH if query.edns else 0) > limit:
+        counts = (0, 0, 0)
+        packet = HEADER.pack(query.id, flags | TC, 1, 0, 0, 0) + query.question.raw
+    if query.edns:
+        packet = b"".join((packet[:10], (counts[2] + 1).to_bytes(2, "big"), packet[12:], _opt(query, rcode)))
+    return Reply(packet, query.question.type)
+
+
+def _limit(query: Query, transport: Transport) -> int:
+    if transport is Transport.TCP:
+        return _TCP_SIZE
+    return max(_PLAIN_UDP_SIZE, min(query.edns.size, UDP_SIZE)) if query.edns else _PLAIN_UDP_SIZE
+
+
+def _header_only(data: bytes, rcode: int) -> bytes:
+    """With the question where it can be read: resolvers match answers by it."""
+    query_id, flags, *_ = HEADER.unpack_from(data)
+    try:
+        question = _read_question(data)[0].raw if data[4:6] == b"\0\1" else b""
+    except Malformed:
+        question = b""
+    return HEADER.pack(query_id, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0) + question
+
+
+def _without_records(query: Query, rcode: int, recursion: bool) -> Reply:
+    flags = QR | query.flags & (OPCODE | RD) | (RA if recursion else 0) | rcode & RCODE
+    header = HEADER.pack(query.id, flags, 1, 0, 0, 1 if query.edns else 0)
+    return Reply(header + query.question.raw + (_opt(query, rcode) if query.edns else b""), query.question.type)
+
+
+def _opt(query: Query, rcode: int) -> bytes:
+    """Ours: root, type, our size, the rcode's upper bits, version 0, the DO bit as it came (RFC 3225), no options."""
+    flags = query.edns.flags & 0x8000 if query.edns else 0
+    return b"\0\0\x29" + UDP_SIZE.to_bytes(2, "big") + bytes((rcode >> 4, 0)) + flags.to_bytes(2, "big") + b"\0\0"
+
+
+def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int | None) -> Reply:
+    room = limit - (_OPT_LENGTH if query.edns else 0)
+    writer = Writer(query.question.raw)
+    flags = QR | AA | query.flags & RD | (RA if recursion else 0) | answer.rcode
+    records, variants = answer.answer, 1
+    if answer.choice and len(records) > 1:
+        records, variants = _shuffled(records, first), len(records)
+        if limit == _PLAIN_UDP_SIZE and not query.edns:
+            records = records[:_FEW]
+    written = _write_what_fits(writer, records, room)
+    if written < len(records) and not answer.choice and limit != _TCP_SIZE:
+        writer.cut(12 + len(query.question.raw))  # an RRset is whole or absent
+        written = 0
+        flags |= TC
+    authority = _write_whole_sets(writer, answer.authority, room)
+    additional = 0 if flags & TC else _write_whole_sets(writer, answer.additional, room)
+    if query.edns:
+        writer.append(_opt(query, answer.rcode))
+        additional += 1
+    writer.data[:12] = HEADER.pack(query.id, flags, 1, written, authority, additional)
+    return Reply(bytes(writer.data), query.question.type, answer.subject, variants)
+
+
+def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:
+    shuffled = list(records)
+    if first is not None:
+        lead = shuffled.pop(first % len(shuffled))
+        random.shuffle(shuffled)
+        return [lead, *shuffled]
+    random.shuffle(shuffled)
+    return shuffled
+
+
+def _write_what_fits(writer: Writer, records: Iterable[Record], room: int) -> int:
+    """Writes records until the room is used up; returns how many."""
+    written = 0
+    for record in records:
+        before = len(writer)
+        writer.record(*record)
+        if len(writer) > room:
+            writer.cut(before)
+            break
+        written += 1
+    return written
+
+
+def _write_whole_sets(writer: Writer, records: Iterable[Record], room: int) -> int:
+    """Writes the RRsets that fit in whole; returns how many records that are."""
+    written = 0
+    for _, group in groupby(records, key=lambda record: (record.owner, record.type)):
+        before, rrset = len(writer), list(group)
+        if _write_what_fits(writer, rrset, room) < len(rrset):
+            writer.cut(before)
+            break
+        written += len(rrset)
+    return written

@@ -1,0 +1,415 @@
+"""What the mesh answers for a name and a type, from the Table alone.
+
+A `Zone` is the Table with the indexes that questions need; `update` follows a change of the Table at the
+cost of the change. Nothing here knows of packets or sockets: see `wire.py` and `server.py`.
+
+Sources: RFC 1034 4.3.2 and RFC 2308 (NXDOMAIN, NODATA), RFC 8020 (nothing lies below a name that is not),
+RFC 2181 5 (no record twice), RFC 2782 (SRV), RFC 8482 (ANY).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dnslib import AAAA, NS, PTR, QTYPE, RD, SOA, SRV, TXT, A, DNSLabel
+
+from mesh.dns import names
+from mesh.dns.names import Labels, Name, labels_of, parse_name, reverse_name
+from mesh.table import Endpoint, Table, TableDelta, TableService
+
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
+HINFO = 13  # dnslib knows the type's number, not its data
+
+TTL = 5
+"""Seconds, for what no service's own `ttl` governs."""
+NEGATIVE_TTL = 5
+"""The longest that anybody may remember that something is not there."""
+_ANY_TTL = 8482
+_RFC8482 = RD(b"\x07RFC8482\x00")
+
+Subject = tuple[str, str]
+"""What an answer was derived from: `("service", "web")`, `("node", "n1")`, `("address", "10.0.0.1")`, or `APEX`."""
+APEX: Subject = ("apex", "")
+"""Changes with every Table."""
+
+
+class Record(NamedTuple):
+    """A resource record of class IN."""
+
+    owner: DNSLabel
+    type: int
+    ttl: int
+    data: Any  # one of dnslib's RD classes
+
+    def __str__(self) -> str:
+        data = '"RFC8482" ""' if self.type == HINFO else self.data.toZone()
+        return f"{self.owner} {self.ttl} IN {QTYPE[self.type]} {data}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to say. With `choice` any fair subset of `answer` will do."""
+
+    rcode: int
+    subject: Subject
+    answer: Sequence[Record] = ()
+    authority: Sequence[Record] = ()
+    additional: Sequence[Record] = ()
+    choice: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The data of one type at a name that exists; none: NODATA."""
+
+    data: Iterable[Any] = ()
+    ttl: int = TTL
+    additional: Sequence[Record] = ()
+    choice: bool = False
+
+
+class Zone:
+    """The Table as DNS sees it. `node`: where this server runs, if it is a node of the Table."""
+
+    def __init__(self, table: Table, node: str | None = None) -> None:
+        self._node = node
+        self._table = table
+        self._load(table)
+
+    @property
+    def table(self) -> Table:
+        return self._table
+
+    @property
+    def domain(self) -> Labels:
+        return self._domain
+
+    def update(self, table: Table, delta: TableDelta | None) -> set[Subject] | None:
+        """Answers from `table` from now on. Returns what changed; None: everything may have."""
+        old = self._table
+        if delta is None or (table.domain, table.vip_range) != (old.domain, old.vip_range):
+            self._load(table)
+            return None
+        self._table = table
+        changed = {APEX}
+        for service in delta.services:
+            changed.add(("service", service))
+            changed |= self._index_service(service, old.services.get(service), table.services.get(service))
+        if delta.nodes:
+            changed |= {("node", node.lower()) for node in delta.nodes}
+            seen = (nodes.get(node) for node in delta.nodes for nodes in (old.nodes, table.nodes))
+            changed |= {("address", node.address) for node in seen if node}
+            self._index_nodes()
+        return changed
+
+    def answer(self, labels: Labels, qtype: int) -> Answer | None:
+        """The answer to a question of class IN; None: the name is not ours."""
+        name = parse_name(labels, self._domain)
+        apex = self._apex(name, labels)
+        if apex is None:
+            return None
+        subject = self._subject(name)
+        found = self._find(name, qtype)
+        if apex == labels:
+            found = self._find_at_apex(qtype) or found or Found()
+        if found is None:
+            return Answer(NXDOMAIN, subject, authority=[self._soa(apex, NEGATIVE_TTL)])
+        owner = dns_name(labels)
+        if qtype == QTYPE.ANY and not isinstance(name, names.Parent | names.PortParent):
+            return Answer(NOERROR, subject, [Record(owner, HINFO, _ANY_TTL, _RFC8482)])
+        answer = [Record(owner, qtype, found.ttl, data) for data in found.data]
+        if not answer:
+            return Answer(NOERROR, subject, authority=[self._soa(apex, min(NEGATIVE_TTL, found.ttl))])
+        return Answer(NOERROR, subject, answer, (), found.additional, found.choice)
+
+    # ── Indexes ──────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, table: Table) -> None:
+        self._table = table
+        self._domain = labels_of(table.domain)
+        self._vip_zone = _VipZone(table.vip_range)
+        self._services_at: dict[str, tuple[str, ...]] = {}  # address → services with it as VIP or endpoint
+        self._parents: Counter[Labels] = Counter()  # reverse names above the VIPs
+        for name, service in table.services.items():
+            self._index_service(name, None, service)
+        self._index_nodes()
+
+    def _index_service(self, name: str, old: TableService | None, new: TableService | None) -> set[Subject]:
+        """Follows one service's change; returns the addresses whose names changed."""
+        was, now = _presence(old), _presence(new)
+        old_addresses, new_addresses = {address for address, *_ in was}, {address for address, *_ in now}
+        at, mine = self._services_at, (name,)
+        for address in old_addresses - new_addresses:
+            if others := tuple(other for other in at[address] if other != name):
+                at[address] = others
+            else:
+                del at[address]
+        for address in new_addresses - old_addresses:
+            others = at.get(address, ())
+            at[address] = (*others, name) if others else mine
+        old_vip, new_vip = old.vip if old else "", new.vip if new else ""
+        if old_vip != new_vip:
+            self._parents.subtract(self._vip_zone.parents(old_vip))
+            self._parents.update(self._vip_zone.parents(new_vip))
+        return {("address", address) for address, *_ in was ^ now}
+
+    def _index_nodes(self) -> None:
+        self._nodes = {node.lower(): node for node in self._table.nodes}
+        self._nodes_at: dict[str, list[str]] = {}
+        for name, node in self._table.nodes.items():
+            self._nodes_at.setdefault(node.address, []).append(name)
+
+    # ── Where a name belongs ─────────────────────────────────────────────────────────────────
+
+    def _apex(self, name: Name, labels: Labels) -> Labels | None:
+        """The top of the zone that the name lies in; None: in none of ours."""
+        if isinstance(name, names.Reverse):
+            if apex := self._vip_zone.apex(name.network):
+                return apex
+            address = _single(name)
+            known = address in self._services_at or address in self._nodes_at
+            return labels if known else None  # a zone of one name: whose address it is, we know best
+        return None if isinstance(name, names.Foreign) else self._domain
+
+    def _subject(self, name: Name) -> Subject:
+        match name:
+            case names.NodeName(node):
+                return ("node", node)
+            case names.Reverse():
+                address = _single(name)
+                return ("address", address) if address else APEX
+            case names.Apex() | names.NameServer() | names.Parent() | names.Nothing() | names.Foreign():
+                return APEX
+        return ("service", name.service)
+
+    # ── What is at a name ────────────────────────────────────────────────────────────────────
+
+    def _find(self, name: Name, qtype: int) -> Found | None:
+        """The data of a type at a name that is no apex; None: there is no such name."""
+        match name:
+            case names.NameServer():
+                return Found(_addresses(self._name_servers(), qtype))
+            case names.Parent():
+                return Found()
+            case names.NodeName(node):
+                spelled = self._nodes.get(node)
+                return Found(_addresses([self._table.nodes[spelled].address], qtype)) if spelled else None
+            case names.Reverse():
+                return self._find_reverse(name, qtype)
+            case names.Apex() | names.Nothing() | names.Foreign():
+                return None
+        service = self._table.services.get(name.service)
+        return self._find_in_service(name, service, qtype) if service else None
+
+    def _find_in_service(self, name: names.InService, service: TableService, qtype: int) -> Found | None:
+        match name:
+            case names.PortParent(_, transport):
+                exists = any(_transport(port.protocol) == transport for port in service.ports.values())
+                return Found(ttl=service.ttl) if exists else None
+            case names.PortName(_, port, transport):
+                if port not in service.ports or _transport(service.ports[port].protocol) != transport:
+                    return None
+                return self._srv(name, service) if qtype == QTYPE.SRV else Found(ttl=service.ttl)
+            case names.ServiceName() if service.discovery == "vip" and qtype != QTYPE.TXT:
+                return Found(_addresses([service.vip], qtype), service.ttl)
+        instances = select(name, service, self._nodes)
+        if instances is None:
+            return None
+        if qtype == QTYPE.TXT:
+            texts = dict.fromkeys(_texts(endpoint) for endpoint in instances)
+            return Found([TXT(list(text)) for text in texts], service.ttl)
+        addresses = _addresses([endpoint.address for endpoint in instances], qtype)
+        return Found(addresses, service.ttl, choice=not isinstance(name, names.AllInstances))
+
+    def _srv(self, name: names.PortName, service: TableService) -> Found:
+        listening = [endpoint for endpoint in ready(service.endpoints) if name.port in endpoint.ports]
+        targets = [self._instance_name(name.service, endpoint) for endpoint in listening]
+        data = [SRV(0, min(max(endpoint.weight, 0), 65535), endpoint.ports[name.port], target)
+                for endpoint, target in zip(listening, targets, strict=True)]  # fmt: skip
+        glue = [_address_record(target, service.ttl, endpoint.address)
+                for endpoint, target in zip(listening, targets, strict=True) if _family(endpoint.address)]  # fmt: skip
+        return Found(data, service.ttl, glue)
+
+    def _find_reverse(self, name: names.Reverse, qtype: int) -> Found | None:
+        address = _single(name)
+        if address is None:
+            exists = self._parents[self._vip_zone.labels(name.network)] > 0
+            return Found() if exists else None
+        owners = list(self._names_at(address))
+        if not owners:
+            return None
+        if qtype != QTYPE.PTR:
+            return Found()
+        return Found([PTR(owner) for owner, _ in owners], min(ttl for _, ttl in owners))
+
+    def _names_at(self, address: str) -> Iterator[tuple[DNSLabel, int]]:
+        """Every name that has the address, with its TTL."""
+        for service_name in self._services_at.get(address, ()):
+            service = self._table.services[service_name]
+            if service.vip == address:
+                yield dns_name((service_name, "svc", *self._domain)), service.ttl
+            for endpoint in service.endpoints:
+                if endpoint.address == address:
+                    yield self._instance_name(service_name, endpoint), service.ttl
+        for node in self._nodes_at.get(address, ()):
+            yield dns_name((*node.split("."), "node", *self._domain)), TTL
+
+    def _find_at_apex(self, qtype: int) -> Found | None:
+        if qtype == QTYPE.SOA:
+            return Found([self._soa_data()])
+        if qtype == QTYPE.NS:
+            server = dns_name(("ns", *self._domain))
+            glue = [_address_record(server, TTL, address) for address in self._name_servers() if _family(address)]
+            return Found([NS(server)], additional=glue)
+        return None
+
+    def _name_servers(self) -> list[str]:
+        """The address of this server's node; where that is not known, of all: each node runs a DNS server."""
+        nodes = self._table.nodes
+        here = nodes.get(self._node) if self._node else None
+        return [here.address] if here else list(dict.fromkeys(node.address for node in nodes.values()))
+
+    def _instance_name(self, service: str, endpoint: Endpoint) -> DNSLabel:
+        return dns_name((endpoint.id, service, "svc", *self._domain))
+
+    def _soa(self, apex: Labels, ttl: int) -> Record:
+        return Record(dns_name(apex), QTYPE.SOA, ttl, self._soa_data())
+
+    def _soa_data(self) -> SOA:
+        server, mailbox = dns_name(("ns", *self._domain)), dns_name(("hostmaster", *self._domain))
+        serial = self._table.index & 0xFFFFFFFF
+        return SOA(server, mailbox, (serial, 7200, 1800, 86400, NEGATIVE_TTL))
+
+
+# ── Which instances a name means ─────────────────────────────────────────────────────────────────
+
+
+def ready(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """The ready ones; where there are none, those that were ready when their node was last heard of."""
+    endpoints = list(endpoints)
+    return [endpoint for endpoint in endpoints if endpoint.state == "ready"] or [
+        endpoint for endpoint in endpoints if endpoint.state == "suspect"
+    ]
+
+
+def select(name: names.InService, service: TableService, nodes: Iterable[str] = ()) -> list[Endpoint] | None:
+    """The instances that a name means; None: there is no such name. `nodes`: names in lower case."""
+    match name:
+        case names.ServiceName():
+            chosen = ready(service.endpoints)
+            hopeful = service.discovery == "direct" and service.all_unready == "any" and service.desired > 0
+            return chosen or (service.endpoints if hopeful else [])
+        case names.ReadyInstances():
+            return ready(service.endpoints)
+        case names.AllInstances():
+            return service.endpoints
+        case names.SlotName(_, slot):
+            return _in_slot(str(slot), service, known=slot <= service.desired)
+        case names.Member(_, label):
+            if instances := [endpoint for endpoint in service.endpoints if endpoint.id.lower() == label]:
+                return instances
+            per_node = any(isinstance(endpoint.slot, str) for endpoint in service.endpoints)
+            if (instance := _in_slot(label, service, known=per_node and label in nodes)) is not None:
+                return instance
+            tagged = [endpoint for endpoint in service.endpoints if has_tag(endpoint, label)]
+            return ready(tagged) if tagged else None
+    return None
+
+
+def _in_slot(slot: str, service: TableService, *, known: bool) -> list[Endpoint] | None:
+    """The slot's instance: while a newer one is taking over, the one that is ready."""
+    instances = [endpoint for endpoint in service.endpoints if str(endpoint.slot).lower() == slot]
+    if not instances:
+        return [] if known else None
+    return [max(instances, key=lambda endpoint: (endpoint.state == "ready", endpoint.release, endpoint.id))]
+
+
+def has_tag(endpoint: Endpoint, label: str) -> bool:
+    return any(tag.lower() == label for tag in endpoint.tags)
+
+
+# ── Data ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def dns_name(labels: Iterable[str]) -> DNSLabel:
+    # latin-1: what came as bytes goes back as the same bytes
+    return DNSLabel(tuple(label.encode("latin-1") for label in labels))
+
+
+def _family(address: str) -> socket.AddressFamily | None:
+    """None: not an address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.inet_pton(family, address)
+    except (OSError, ValueError):
+        return None
+    return family
+
+
+def _addresses(addresses: Iterable[str], qtype: int) -> list[RD]:
+    if qtype == QTYPE.A:
+        return [A(address) for address in dict.fromkeys(addresses) if _family(address) == socket.AF_INET]
+    if qtype == QTYPE.AAAA:
+        return [AAAA(address) for address in dict.fromkeys(addresses) if _family(address) == socket.AF_INET6]
+    return []
+
+
+def _address_record(owner: DNSLabel, ttl: int, address: str) -> Record:
+    qtype = QTYPE.AAAA if ":" in address else QTYPE.A
+    return Record(owner, qtype, ttl, AAAA(address) if ":" in address else A(address))
+
+
+def _texts(endpoint: Endpoint) -> tuple[str, ...]:
+    release = f"release={endpoint.release}"
+    return (release, f"tags={','.join(endpoint.tags)}"[:255]) if endpoint.tags else (release,)
+
+
+def _transport(protocol: str) -> str:
+    return "udp" if protocol == "udp" else "tcp"
+
+
+def _presence(service: TableService | None) -> set[tuple[str, str, int]]:
+    """(address, instance or "" for the VIP, TTL): all of a service that PTR records are made from."""
+    if service is None:
+        return set()
+    present = {(endpoint.address, endpoint.id, service.ttl) for endpoint in service.endpoints}
+    return present | {(service.vip, "", service.ttl)} if service.vip else present
+
+
+def _single(name: names.Reverse) -> str | None:
+    """The address, where the name is of a whole one."""
+    network = name.network
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else None
+
+
+class _VipZone:
+    """The reverse zones of the VIP range: one per network of whole octets (IPv6: nibbles) that covers it."""
+
+    def __init__(self, vip_range: str) -> None:
+        self._range = ipaddress.ip_network(vip_range, strict=False)
+        self._step = 8 if self._range.version == 4 else 4
+        self._prefix = -(-self._range.prefixlen // self._step) * self._step
+
+    def apex(self, network: names.Network) -> Labels | None:
+        if network.version != self._range.version or network.prefixlen < self._prefix:
+            return None
+        if network.network_address not in self._range:
+            return None
+        return self.labels(network.supernet(new_prefix=self._prefix))
+
+    def labels(self, network: names.Network) -> Labels:
+        full = reverse_name(str(network.network_address))
+        return full[(network.max_prefixlen - network.prefixlen) // self._step :]
+
+    def parents(self, vip: str) -> list[Labels]:
+        """The names between a VIP's own and its zone's apex."""
+        if not vip or _family(vip) is None or ipaddress.ip_address(vip) not in self._range:
+            return []
+        full = reverse_name(vip)
+        between = (self._range.max_prefixlen - self._prefix) // self._step
+        return [full[cut:] for cut in range(1, between)]
