@@ -79,9 +79,10 @@ def fill(root: Path, image: Image, packages: Sequence[Path]) -> None:
         _run("tar", "-C", str(root), "--keep-directory-symlink", "-xf", str(archive))
     for name in TRIMMED:
         shutil.rmtree(root / name, ignore_errors=True)
-    for name in ("app", "dev", "etc", "proc", "run", "sys", "tmp"):
+    for name in ("app", "data", "dev", "etc", "proc", "run", "sys", "tmp"):
         (root / name).mkdir(exist_ok=True)
-    (root / "tmp").chmod(0o1777)
+    for name in ("data", "tmp"):  # a new named volume takes the mode of the folder it is mounted on
+        (root / name).chmod(0o1777)
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
     (root / "etc" / "nsswitch.conf").write_text("hosts: files dns\n")
     if not (root / "bin" / "sh").exists():

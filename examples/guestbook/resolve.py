@@ -41,7 +41,7 @@ def question(name: str) -> bytes:
 def first_address(answer: bytes, query: bytes) -> str:
     """The address of the first A record in `answer`."""
     identity, flags, _, records = struct.unpack_from("!4H", answer)
-    if identity.to_bytes(2) != query[:2]:
+    if identity.to_bytes(2, "big") != query[:2]:
         raise OSError("the answer belongs to another question")
     here = len(query)  # the answer repeats the question
     for _ in range(records if not flags & 0xF else 0):
