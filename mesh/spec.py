@@ -5,7 +5,6 @@ Values read in the field's notation (`15s`, `250m`, `128Mi`) and are kept as num
 millicores, bytes); `canonical()` prints them in that notation again.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -25,9 +24,10 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from mesh import units
+from mesh.spec_errors import SpecError, sentences
+from mesh.suggestion import suggestion
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME = 40
@@ -35,14 +35,6 @@ MAX_NAME = 40
 
 RESERVED_NAMES = frozenset({"ready", "all", "svc", "node", "ns", "localhost"})
 """Words that mean something else in our zone."""
-
-
-class SpecError(ValueError):
-    """A spec that cannot be used. `errors` holds one sentence for each fault, with its path."""
-
-    def __init__(self, errors: list[str]) -> None:
-        super().__init__("\n".join(errors))
-        self.errors = errors
 
 
 def _quantity(parse: Any, show: Any, pattern: str, example: str) -> Any:
@@ -461,12 +453,6 @@ def _faults(spec: ServiceSpec) -> "list[str]":
     return [fault for fault in faults if fault]
 
 
-def suggestion(word: str, known: Any) -> str:
-    """` (did you mean 'replicas'?)`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def parse_spec(data: Mapping[str, Any], name: str | None = None) -> ServiceSpec:
     """The spec in `data`; `name` is the key's last part, which must agree with the spec's.
 
@@ -489,85 +475,6 @@ def parse_spec(data: Mapping[str, Any], name: str | None = None) -> ServiceSpec:
 def trusted_spec(data: Mapping[str, Any]) -> ServiceSpec:
     """A spec that the scheduler has validated; fields a newer version added are ignored."""
     return ServiceSpec.model_validate(data, extra="ignore")
-
-
-def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Pydantic's errors as `path: sentence`, with a suggestion for an unknown field."""
-    found: dict[str, None] = {}
-    for detail in error.errors(include_url=False):
-        for line in _sentence(detail, model).splitlines():
-            found.setdefault(line)
-    return list(found)
-
-
-def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    parts = [str(part) for part in detail["loc"] if not _is_noise(part)]
-    path = ".".join(parts).replace("resources.counts.", "resources.")
-    given = detail.get("input")
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "extra_forbidden":
-            known = _fields_at(model, parts[:-1])
-            return f"{path}: unknown field{suggestion(parts[-1], known)}"
-        case "missing":
-            return f"{path}: is required"
-        case "greater_than_equal" | "less_than_equal" if parts and parts[-1] in (
-            "port",
-            "target",
-            "host_port",
-        ):
-            return f"{path}: must be 1..65535, got {given}"
-        case "greater_than_equal":
-            return f"{path}: must be {context['ge']} or more, got {given}"
-        case "less_than_equal":
-            return f"{path}: must be {context['le']} or less, got {given}"
-        case "value_error":
-            text = str(context["error"])
-            return text if not path else "\n".join(f"{path}: {line}" for line in text.splitlines())
-        case "literal_error":
-            return f"{path}: must be {context['expected']}, got {given!r}"
-        case "int_type" | "int_parsing" | "int_from_float":
-            return f"{path}: must be a whole number, got {given!r}"
-        case "string_type":
-            return f"{path}: must be text, got {given!r}"
-        case "bool_type" | "bool_parsing":
-            return f"{path}: must be true or false, got {given!r}"
-        case "list_type":
-            return f"{path}: must be a list, got {given!r}"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return f"{path}: must be an object, got {given!r}"
-        case "string_pattern_mismatch":
-            return f"{path}: must match {context['pattern']}, got {given!r}"
-        case _:
-            return f"{path}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, got {given!r}"
-
-
-_NOISE = {"str", "int", "SecretRef", "ConfigRef", "HashBalance"}
-
-
-def _is_noise(part: int | str) -> bool:
-    """The names of union branches, which pydantic puts into the path, say nothing to an operator."""
-    return isinstance(part, str) and (part in _NOISE or part.startswith(("literal[", "constrained-", "function-")))
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The fields of the part of the spec at `path`."""
-    here: type[BaseModel] | None = model
-    for step in path:
-        field = here.model_fields.get(step) if here else None
-        if field is not None:
-            here = _model_in(field.annotation)
-        # a key of a mapping or an index of a list: stay with the value's model
-    return list(here.model_fields) if here else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if found := _model_in(inner):
-            return found
-    return None
 
 
 def json_schema() -> dict[str, Any]:

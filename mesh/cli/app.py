@@ -1,0 +1,55 @@
+"""The entry point: runs a command, and says what went wrong in a sentence.
+
+Exit codes: 0 it worked, 1 it failed, 2 invalid input or usage, 130 interrupted.
+"""
+
+import os
+import sys
+
+import typer
+
+from mesh import __version__, console
+from mesh.cli import daemons, inspection, replicas, services, tools  # noqa: F401  (they register their commands)
+from mesh.cli.base import Failed, app
+from mesh.settings_sources import SettingsError
+from mesh.spec_errors import SpecError
+from mesh.store import StoreError
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"mesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command that the arguments name; ends the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of `mesh` with these arguments."""
+    try:
+        return app(arguments, prog_name="mesh", standalone_mode=False) or 0
+    except Failed as failed:
+        return failed.report()
+    except SpecError as invalid:
+        return Failed(*invalid.errors, code=2).report()
+    except SettingsError as invalid:
+        return Failed(str(invalid), code=2).report()
+    except StoreError as failure:
+        return Failed(str(failure)).report()
+    except typer.TyperException as usage:
+        return Failed(usage.format_message(), code=usage.exit_code).report()
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

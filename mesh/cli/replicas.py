@@ -1,0 +1,1 @@
+"""`mesh logs`, `exec`: into replicas, through their nodes' agents."""

@@ -1,0 +1,113 @@
+"""Writing wishes into the store, and following what becomes of them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from mesh import console, status
+from mesh.cli.base import Failed, Mesh
+from mesh.spec import ServiceSpec
+from mesh.spec_errors import SpecError
+from mesh.store import MAX_TXN_OPS, MAX_VALUE, Op
+from mesh.view import View
+
+_ATTEMPTS = 5
+
+
+async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
+    """Writes what differs from what is there, all or nothing (per 64 services); `created`, `changed` or `unchanged`.
+
+    Raises:
+        SpecError: if a spec is larger than the store takes.
+        Failed: if others write the same services all the time.
+    """
+    bodies = {spec.name: _encoded(spec) for spec in specs}
+    results: dict[str, str] = {}
+    for names in _batches(list(bodies), MAX_TXN_OPS):
+        for _ in range(_ATTEMPTS):
+            operations = []
+            for name in names:
+                entry = await mesh.store.get(mesh.keys.service(name))
+                same = entry is not None and _same(entry.value, bodies[name])
+                results[name] = "created" if entry is None else "unchanged" if same else "changed"
+                if not same:
+                    index = entry.modify_index if entry else 0
+                    operations.append(Op("cas", mesh.keys.service(name), bodies[name], index=index))
+            if not operations or (await mesh.store.txn(operations)).ok:
+                break
+        else:
+            raise Failed(f"{', '.join(names)}: others are writing them at the same time; try again")
+    return results
+
+
+def _encoded(spec: ServiceSpec) -> bytes:
+    body = json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode()
+    if len(body) > MAX_VALUE:
+        raise SpecError([f"{spec.name}: the spec has {len(body)} bytes, the store takes {MAX_VALUE}"])
+    return body
+
+
+def _same(old: bytes, new: bytes) -> bool:
+    try:
+        return bool(json.loads(old) == json.loads(new))
+    except ValueError:
+        return False
+
+
+def _batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+async def remove(mesh: Mesh, names: Iterable[str]) -> None:
+    keys = [key for name in names for key in (mesh.keys.service(name), mesh.keys.scale(name))]
+    for batch in _batches(keys, MAX_TXN_OPS):
+        result = await mesh.store.txn([Op("delete", key) for key in batch])
+        if not result.ok:
+            raise Failed(f"the store refused: {'; '.join(result.errors)}")
+
+
+async def follow_rollouts(mesh: Mesh, specs: Sequence[ServiceSpec], before: View, longest: float) -> None:
+    """Prints how far each spec has come until all are in force.
+
+    Raises:
+        Failed: with the reasons, as soon as every one has ended and one has failed, or after `longest` seconds.
+    """
+    releases = {name: plan.releases[-1].number for name, plan in before.plans.items() if plan.releases}
+    said: dict[str, str] = {}
+    steps: dict[str, status.Progress] = {}
+    try:
+        async with asyncio.timeout(longest):
+            async for view in mesh.views():
+                for spec in specs:
+                    step = status.progress(view, spec, before=releases.get(spec.name, 0))
+                    steps[spec.name] = step
+                    if said.get(spec.name) != step.text:
+                        said[spec.name] = step.text
+                        console.note(f"{spec.name}: {step.text}")
+                if all(step.done or step.faults for step in steps.values()):
+                    break
+    except TimeoutError:
+        waiting = [f"{name}: {step.text}" for name, step in steps.items() if not (step.done or step.faults)]
+        raise Failed(*waiting, f"not done after {longest:g} s; it goes on: mesh status") from None
+    if faults := [f"{name}: {fault}" for name, step in steps.items() for fault in step.faults]:
+        raise Failed(*faults)
+
+
+async def follow_removal(mesh: Mesh, names: Sequence[str], longest: float) -> None:
+    """Waits until nothing of these services runs.
+
+    Raises:
+        Failed: if something is left after `longest` seconds.
+    """
+    left: list[str] = []
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(longest):
+            async for view in mesh.views():
+                left = [replica.id for name in names for replica in status.service_status(view, name).replicas]
+                if not left and not view.plans.keys() & set(names):
+                    break
+    except TimeoutError:
+        raise Failed(f"after {time.monotonic() - started:.0f} s still there: {', '.join(left) or 'the plan'}") from None
