@@ -80,3 +80,21 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Pending:
+    """Names to look at again: however often one is added, it is taken once. Bounded by the number of names."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._added = Signal()
+
+    def add(self, name: str) -> None:
+        self._names[name] = None
+        self._added.set()
+
+    async def take(self, timeout: float | None = None) -> list[str]:
+        """All names in the order of their first `add`; empty if none came within `timeout` seconds."""
+        await self._added.wait(timeout)
+        names, self._names = list(self._names), {}
+        return names

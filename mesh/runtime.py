@@ -76,6 +76,11 @@ class ExecResult:
     output: bytes
 
 
+def variable(what: str, name: str) -> str:
+    """The environment variable that tells a replica of a port or a volume: `PORT_HTTP`."""
+    return f"{what}_{name.upper().replace('-', '_')}"
+
+
 class Runtime(Protocol):
     """Verbs on instances, by replica id. Each is safe to repeat. All raise `RuntimeFault`."""
 
@@ -88,7 +93,7 @@ class Runtime(Protocol):
         """Fetches the image if it is not here; `progress` gets sentences. Raises `ImageMissing`."""
 
     async def start(self, launch: Launch) -> Instance:
-        """Creates and starts. If the instance exists it is started, or returned if it runs."""
+        """Creates and starts. An instance that exists is returned as it is, after starting it if it never ran."""
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
         """Sends the signal, waits up to `grace` seconds, then kills. Returns when it is not running."""
@@ -103,6 +108,6 @@ class Runtime(Protocol):
         """Lines of output with their line ends; `tail`: only the last so many."""
 
     async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
-        """Runs a command inside, with both outputs together."""
+        """Runs a command inside, with both outputs together (the first MiB). `RuntimeFault` after `timeout` seconds."""
 
     async def close(self) -> None: ...

@@ -1,0 +1,391 @@
+"""Replicas as local processes: the runtime of machines without a Docker engine.
+
+Each replica has a folder `<state>/replicas/<id>` (0700) with what an agent needs to adopt it:
+
+    replica.json   who it is, and its ports; never its environment, which may hold secrets
+    keeper         the line of /proc/<pid>/stat of the keeper, as it was at its start
+    program        the same of the program: pid and start time together name a process for good
+    exit           the program's exit status, written by the keeper
+    output.log     stdout and stderr; output.log.1 is the part before it
+
+A keeper is a shell that starts the program in a session of its own, waits for it and notes how it ended,
+so that nothing is lost while the agent is away. Signals go to the program's group and never reach the keeper;
+a keeper that is killed costs the exit status, not the program.
+
+What a container engine would do and this does not: limits are not enforced, mounts and volumes are not mounted
+(a volume is a folder of the state folder, named by `VOLUME_<NAME>`), and programs see the host's files, users and
+network. Under systemd the agent's unit needs `KillMode=process`, or its restart ends the replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import random
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from mesh.aio import Pending, Tasks
+from mesh.model import Assignment, Capacity, Document
+from mesh.output import OutputFile, collect
+from mesh.process_table import ProcessId, environment_of, processes_with, readable
+from mesh.runtime import ExecResult, Facts, Instance, InstanceState, Launch, RuntimeFault, variable
+from mesh.spec import PortSpec, ServiceSpec
+
+SETSID = shutil.which("setsid") or "/usr/bin/setsid"
+KEEPER = f"""\
+read -r stat </proc/self/stat && echo "$stat" >"$0/keeper"
+(read -r stat </proc/self/stat && echo "$stat" >"$0/program" && echo >&3 && exec 3>&- {SETSID} -- "$@" 2>&1)
+echo $? >"$0/exit"
+"""
+"""`sh -c KEEPER <folder> <program> <argument>…`; descriptor 3 tells the agent that the program has begun."""
+
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
+"""What a replica gets of the agent's environment; the rest (tokens, say) is the agent's own."""
+
+PORTS = range(20_000, 32_768)
+"""Ports for replicas: below 32768, where Linux takes the ports of outgoing connections (ip_local_port_range)."""
+
+MARK = "MESH_INSTANCE"
+"""Variable that a replica's descendants inherit, wherever they go: its value is the replica's folder."""
+
+DEFAULT_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that the agent, or Python, may ignore, and a program expects not to."""
+
+FULL_LOOK = 30.0
+HOUSEKEEPING = 1.0
+PATIENCE = 5.0
+
+
+class _Record(Document, frozen=True, kw_only=True):
+    """`replica.json`."""
+
+    assignment: Assignment
+    ports: dict[str, int]
+
+
+class ProcessRuntime:
+    """Runs replicas as processes of this user. `address` is where their ports are reached."""
+
+    def __init__(self, state: Path, node: str, *, address: str = "127.0.0.1") -> None:
+        self._replicas = state / "replicas"
+        self._volumes = state / "volumes"
+        self._replicas.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._node = node
+        self._address = address
+        self._watched: set[str] = set()
+        self._listeners: list[Pending] = []
+        self._tasks = Tasks()
+
+    async def facts(self) -> Facts:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Facts("process", platform.release(), Capacity(cpu=1000 * len(os.sched_getaffinity(0)), memory=memory))
+
+    async def instances(self) -> list[Instance]:
+        found = [instance for id in self._ids() if (instance := self._load(id))]
+        for instance in found:
+            self._watch(instance)
+        return found
+
+    async def prepare(self, spec: ServiceSpec, progress: Callable[[str], None]) -> None:
+        if spec.command is None:
+            raise RuntimeFault(
+                f"{spec.name} has no command, and this node runs processes: add one, or run it on a Docker node"
+            )
+
+    async def start(self, launch: Launch) -> Instance:
+        id = launch.assignment.id
+        existing = self._load(id)
+        if existing and existing.state is not InstanceState.CREATED:
+            return existing
+        await self.prepare(launch.spec, lambda sentence: None)
+        command = launch.spec.command or []
+        ports = self._choose_ports(launch.spec.ports)
+        env = self._environment(launch, ports)
+        _require_program(command, env, launch.spec.name)
+        folder = self._folder(id)
+        _make_folder(folder, _Record(assignment=launch.assignment, ports=ports))
+        await _run_keeper(folder, command, env)
+        instance = self._load(id)
+        if instance is None or instance.state is InstanceState.CREATED:
+            raise RuntimeFault(f"{id}: could not be started; is the disk of {folder} full?")
+        self._watch(instance)
+        return instance
+
+    async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
+        program = self._process(id, "program")
+        if program:
+            program.signal_group(_number(signal))
+            await program.ended(grace)
+        await self._finish(id)
+
+    async def remove(self, id: str) -> None:
+        await self._finish(id)
+        await asyncio.to_thread(shutil.rmtree, self._folder(id), ignore_errors=True)
+
+    async def events(self) -> AsyncIterator[str]:
+        pending = Pending()
+        self._listeners.append(pending)
+        loop = asyncio.get_running_loop()
+        try:
+            await self.instances()
+            look_at_all = loop.time() + FULL_LOOK
+            while True:
+                for id in await pending.take(HOUSEKEEPING):
+                    yield id
+                await asyncio.to_thread(self._rotate_outputs)
+                if loop.time() >= look_at_all:
+                    look_at_all = loop.time() + FULL_LOOK
+                    yield ""
+        finally:
+            self._listeners.remove(pending)
+
+    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[bytes]:
+        self._require(id)
+        output = self._output(id)
+        async for line in output.lines(tail, following=lambda: follow and self._runs(id)):
+            yield line
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
+        instance = self._require(id)
+        if instance.state is not InstanceState.RUNNING:
+            raise RuntimeFault(f"{id} does not run")
+        env = self._environment_of(id)
+        _require_program(command, env, id)
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout):
+                output = await collect(_chunks(process.stdout))
+                return ExecResult(await process.wait(), output)
+        except TimeoutError:
+            raise RuntimeFault(f"{command[0]} in {id} did not end within {timeout:g} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Stops watching; the replicas run on."""
+        await self._tasks.close()
+
+    # ── one replica ──────────────────────────────────────────────────────────────────────────
+
+    def _ids(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self._replicas) if entry.is_dir())
+
+    def _folder(self, id: str) -> Path:
+        return self._replicas / id
+
+    def _output(self, id: str) -> OutputFile:
+        return OutputFile(self._folder(id) / "output.log")
+
+    def _load(self, id: str) -> Instance | None:
+        """The instance as its files and /proc tell it."""
+        folder = self._folder(id)
+        try:
+            record = msgspec.json.decode((folder / "replica.json").read_bytes(), type=_Record)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        program = self._process(id, "program")
+        code = _read_exit(folder)
+        if program is None:
+            state = InstanceState.CREATED
+        elif code is None and program.alive():
+            state = InstanceState.RUNNING
+        else:
+            state = InstanceState.EXITED
+        assignment = record.assignment
+        return Instance(
+            id=id,
+            service=assignment.service,
+            slot=assignment.slot,
+            release=assignment.release,
+            state=state,
+            address=self._address,
+            ports=record.ports,
+            started=(folder / "program").stat().st_mtime if program else 0.0,
+            exit_code=code,
+            handle=str(program.pid) if program else "",
+        )
+
+    def _require(self, id: str) -> Instance:
+        if instance := self._load(id):
+            return instance
+        raise RuntimeFault(f"{id} is not on node {self._node}")
+
+    def _runs(self, id: str) -> bool:
+        instance = self._load(id)
+        return instance is not None and instance.state is InstanceState.RUNNING
+
+    def _process(self, id: str, which: str) -> ProcessId | None:
+        """The `keeper` or the `program` of a replica, if it was ever started."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return ProcessId.parse((self._folder(id) / which).read_text())
+        return None
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────
+
+    def _choose_ports(self, wanted: Mapping[str, PortSpec]) -> dict[str, int]:
+        """A port for each name: the static one, or one that neither a replica of ours nor anyone else has."""
+        taken = {port for id in self._ids() if (instance := self._load(id)) for port in instance.ports.values()}
+        chosen: dict[str, int] = {}
+        for name, port in wanted.items():
+            kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
+            if port.host_port is not None:
+                if not _is_free(self._address, port.host_port, kind):
+                    raise RuntimeFault(f"port {port.host_port} of node {self._node} is already in use")
+                chosen[name] = port.host_port
+                continue
+            candidates = (number for number in random.sample(PORTS, len(PORTS)) if number not in taken)
+            number = next((number for number in candidates if _is_free(self._address, number, kind)), None)
+            if number is None:
+                raise RuntimeFault(f"no port from {PORTS.start} to {PORTS.stop - 1} is free on node {self._node}")
+            chosen[name] = number
+            taken.add(number)
+        return chosen
+
+    def _environment(self, launch: Launch, ports: Mapping[str, int]) -> dict[str, str]:
+        volumes: dict[str, str] = {}
+        for name in launch.spec.volumes:
+            folder = self._volumes / f"{launch.spec.name}-{name}"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            volumes[variable("VOLUME", name)] = str(folder)
+        return {
+            **{name: os.environ[name] for name in INHERITED if name in os.environ},
+            **launch.env,
+            **volumes,
+            **{variable("PORT", name): str(number) for name, number in ports.items()},
+            "HOST": self._address,
+            MARK: str(self._folder(launch.assignment.id)),
+        }
+
+    def _environment_of(self, id: str) -> dict[str, str]:
+        """What the replica was started with: of its keeper, for programs such as Redis put a title over their own."""
+        for which in ("keeper", "program"):
+            if (process := self._process(id, which)) and (env := environment_of(process.pid)):
+                return env
+        raise RuntimeFault(f"{id}: its environment cannot be read")
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self, instance: Instance) -> None:
+        if instance.state is InstanceState.RUNNING and instance.id not in self._watched:
+            self._watched.add(instance.id)
+            self._tasks.spawn(self._tell_the_end(instance.id), f"watch {instance.id}")
+
+    async def _tell_the_end(self, id: str) -> None:
+        try:
+            for which in ("keeper", "program"):  # the program runs on if its keeper was killed
+                if process := self._process(id, which):
+                    await process.ended()
+            for pending in self._listeners:
+                pending.add(id)
+        finally:
+            self._watched.discard(id)
+
+    async def _finish(self, id: str) -> None:
+        """Kills what is left of a replica, wherever it hides, once its keeper has noted the end."""
+        keeper, program = self._process(id, "keeper"), self._process(id, "program")
+        if program:
+            program.signal_group(signal.SIGKILL)
+            if not await program.ended(PATIENCE):
+                raise RuntimeFault(f"{id}: process {program.pid} does not end, not even killed; is its disk away?")
+        if keeper:
+            await keeper.ended(PATIENCE)
+        while left := await asyncio.to_thread(processes_with, MARK, str(self._folder(id))):
+            for process in left:
+                process.signal(signal.SIGKILL)
+                await process.ended(PATIENCE)
+
+    def _rotate_outputs(self) -> None:
+        for id in self._ids():
+            self._output(id).rotate()
+
+
+def _make_folder(folder: Path, record: _Record) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = folder / "replica.json.new"
+    unfinished.write_bytes(msgspec.json.encode(record))
+    unfinished.replace(folder / "replica.json")
+
+
+async def _run_keeper(folder: Path, command: Sequence[str], env: Mapping[str, str]) -> None:
+    """Starts the keeper and waits until it has started the program (or has ended)."""
+    begun, begin = os.pipe()
+    try:
+        _spawn_keeper(folder, command, env, begin)
+        await readable(begun)
+    finally:
+        os.close(begun)
+
+
+def _spawn_keeper(folder: Path, command: Sequence[str], env: Mapping[str, str], begin: int) -> None:
+    """Hands the descriptor `begin` over to it."""
+    try:
+        os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", KEEPER, str(folder), *command],
+            env,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(folder / "output.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+                (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, begin, 3),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=DEFAULT_SIGNALS,
+        )
+    except OSError as error:
+        raise RuntimeFault(f"{folder.name}: the process could not be made: {error.strerror}") from error
+    finally:
+        os.close(begin)
+
+
+async def _chunks(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while chunk := await stream.read(64 * 1024):
+        yield chunk
+
+
+def _require_program(command: Sequence[str], env: Mapping[str, str], who: str) -> None:
+    if shutil.which(command[0], path=env.get("PATH", os.defpath)) is None:
+        raise RuntimeFault(f"{who}: the program {command[0]!r} is not on this node, or cannot be executed")
+
+
+def _is_free(address: str, port: int, kind: socket.SocketKind) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM:  # a connection that has just ended does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _number(name: str) -> int:
+    try:
+        return signal.Signals[name]
+    except KeyError:
+        raise RuntimeFault(f"there is no signal {name}") from None
+
+
+def _read_exit(folder: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int((folder / "exit").read_text())
+    return None
