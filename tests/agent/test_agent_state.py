@@ -71,7 +71,7 @@ class Machine:
     def handle(self, event: Event) -> list[Action]:
         return self.state.handle(event, Moment(self.wall, self.ticks))
 
-    def list(self, *instances: Instance) -> list[Action]:
+    def seen(self, *instances: Instance) -> list[Action]:
         return self.handle(Listed(instances, self.ticks))
 
     def wait(self, seconds: float) -> list[Action]:
@@ -84,7 +84,7 @@ class Machine:
 
     def running(self, spec: dict[str, Any] | None = None) -> list[Action]:
         """A replica brought up to `Started`."""
-        self.list()
+        self.seen()
         self.handle(plan(assignment(), spec=spec))
         self.handle(Prepared(ID))
         return self.handle(Started(ID, instance(started=5.0)))
@@ -100,7 +100,7 @@ def kinds(actions: list[Action]) -> list[str]:
 
 
 def test_a_replica_lives_its_whole_life(machine: Machine) -> None:
-    assert machine.list() == []
+    assert machine.seen() == []
     assert kinds(machine.handle(plan(assignment()))) == ["Prepare"]
     assert machine.report().state == "assigned"
     assert machine.handle(Progress(ID, "2 of 5 layers")) == []
@@ -127,7 +127,7 @@ def test_a_replica_lives_its_whole_life(machine: Machine) -> None:
 
 def test_nothing_begins_before_the_first_listing(machine: Machine) -> None:
     assert machine.handle(plan(assignment())) == []
-    assert kinds(machine.list()) == ["Prepare"]
+    assert kinds(machine.seen()) == ["Prepare"]
 
 
 def test_a_ready_probe_decides_about_traffic(machine: Machine) -> None:
@@ -161,7 +161,7 @@ def test_a_failed_alive_probe_withdraws_stops_without_drain_and_fails(machine: M
 )
 def test_a_death_is_failed_and_says_how(machine: Machine, ended: dict[str, Any], message: str) -> None:
     machine.running()
-    assert machine.list(instance(InstanceState.EXITED, **ended)) == [Explain(ID)]
+    assert machine.seen(instance(InstanceState.EXITED, **ended)) == [Explain(ID)]
     assert machine.state.explaining
     assert machine.report().state == "failed"
     assert machine.handle(Explained(ID, "last words")) == []
@@ -175,7 +175,7 @@ def test_a_death_is_failed_and_says_how(machine: Machine, ended: dict[str, Any],
 
 def test_an_instance_that_somebody_removed_has_vanished(machine: Machine) -> None:
     machine.running()
-    assert machine.list() == []
+    assert machine.seen() == []
     assert machine.report().state == "failed"
     assert machine.report().message.startswith("vanished")
 
@@ -189,12 +189,12 @@ def test_a_listing_that_began_before_the_start_says_nothing(machine: Machine) ->
 
 def test_a_finished_job_is_stopped_with_its_code(machine: Machine) -> None:
     machine.running({"name": "web", "image": "x", "kind": "job"})
-    assert machine.list(instance(InstanceState.EXITED, exit_code=0)) == []
+    assert machine.seen(instance(InstanceState.EXITED, exit_code=0)) == []
     assert (machine.report().state, machine.report().message) == ("stopped", "completed")
 
 
 def test_a_start_that_fails_fails_the_replica_and_leftovers_are_removed(machine: Machine) -> None:
-    machine.list()
+    machine.seen()
     machine.handle(plan(assignment()))
     machine.handle(Prepared(ID))
     assert machine.handle(Hindered(ID, "port 80 is taken")) == []
@@ -203,7 +203,7 @@ def test_a_start_that_fails_fails_the_replica_and_leftovers_are_removed(machine:
 
 
 def test_an_absent_engine_delays_a_start_with_growing_waits(machine: Machine) -> None:
-    machine.list()
+    machine.seen()
     machine.handle(plan(assignment()))
     waits = []
     for _ in range(8):
@@ -226,7 +226,7 @@ def test_a_stop_that_fails_is_tried_again(machine: Machine) -> None:
 
 
 def test_a_replica_dropped_before_it_ran_ends_without_a_signal(machine: Machine) -> None:
-    machine.list()
+    machine.seen()
     machine.handle(plan(assignment()))
     assert machine.handle(plan()) == []
     assert machine.handle(Prepared(ID)) == [Remove(ID)]
@@ -235,7 +235,7 @@ def test_a_replica_dropped_before_it_ran_ends_without_a_signal(machine: Machine)
 
 
 def test_a_replica_dropped_while_it_starts_is_withdrawn_once_it_runs(machine: Machine) -> None:
-    machine.list()
+    machine.seen()
     machine.handle(plan(assignment()))
     machine.handle(Prepared(ID))
     assert machine.handle(plan()) == []
@@ -246,7 +246,7 @@ def test_dying_while_draining_is_stopping(machine: Machine) -> None:
     machine.running()
     machine.handle(plan(assignment(want=Want.STOP)))
     machine.handle(Withdrawn(ID))
-    assert machine.list(instance(InstanceState.EXITED, exit_code=0)) == [Remove(ID)]
+    assert machine.seen(instance(InstanceState.EXITED, exit_code=0)) == [Remove(ID)]
     assert machine.report().state == "stopped"
 
 
@@ -258,7 +258,7 @@ class TestAdoption:
         again = Machine()
         again.handle(Remembered((told,)))
         again.handle(plan(assignment(), spec=PROBED))
-        (probe,) = again.list(instance(started=5.0))
+        (probe,) = again.seen(instance(started=5.0))
         assert isinstance(probe, Probe)
         assert probe.ready, "in traffic until a probe says otherwise"
         assert again.report() == told
@@ -268,7 +268,7 @@ class TestAdoption:
         again = Machine()
         again.handle(Remembered((machine.report(),)))
         again.handle(plan(assignment()))
-        assert again.list(instance(InstanceState.EXITED, exit_code=1)) == [Explain(ID)]
+        assert again.seen(instance(InstanceState.EXITED, exit_code=1)) == [Explain(ID)]
         assert again.report().state == "failed"
 
     def test_what_vanished_meanwhile_is_failed(self, machine: Machine) -> None:
@@ -276,43 +276,43 @@ class TestAdoption:
         again = Machine()
         again.handle(Remembered((machine.report(),)))
         again.handle(plan(assignment()))
-        assert again.list() == []
+        assert again.seen() == []
         assert again.report().message.startswith("vanished")
 
     def test_what_failed_before_is_not_started_again(self, machine: Machine) -> None:
         machine.running()
-        machine.list()
+        machine.seen()
         again = Machine()
         again.handle(Remembered((machine.report(),)))
         again.handle(plan(assignment()))
-        assert again.list() == []
+        assert again.seen() == []
         assert again.report().state == "failed"
 
     def test_without_a_plan_everything_is_kept(self, machine: Machine) -> None:
-        assert machine.list(instance()) == []
+        assert machine.seen(instance()) == []
         assert machine.report().state == "running"
         assert machine.handle(plan(assignment())) == []
         assert machine.report().state == "ready"
 
     def test_what_no_plan_knows_is_stopped(self, machine: Machine) -> None:
         machine.handle(plan())
-        assert machine.list(instance()) == [Withdraw(ID)]
+        assert machine.seen(instance()) == [Withdraw(ID)]
 
     def test_remains_that_no_plan_knows_are_removed(self, machine: Machine) -> None:
         machine.handle(plan())
-        assert kinds(machine.list(instance(InstanceState.EXITED, exit_code=1))) == ["Explain"]
+        assert kinds(machine.seen(instance(InstanceState.EXITED, exit_code=1))) == ["Explain"]
         assert machine.handle(Explained(ID, "")) == [Remove(ID)]
         machine.handle(Removed(ID))
         assert machine.state.reports() == []
 
     def test_an_unfinished_start_is_begun_again(self, machine: Machine) -> None:
-        machine.list()
+        machine.seen()
         machine.handle(plan(assignment()))
         machine.handle(Prepared(ID))
         again = Machine()
         again.handle(Remembered((machine.report(),)))
         again.handle(plan(assignment()))
-        assert kinds(again.list(instance(InstanceState.CREATED))) == ["Prepare"]
+        assert kinds(again.seen(instance(InstanceState.CREATED))) == ["Prepare"]
         assert kinds(again.handle(Prepared(ID))) == ["Start"]
 
 
@@ -334,7 +334,7 @@ def test_a_spec_this_version_cannot_read_fails_only_what_has_not_begun(machine: 
 
 
 def test_a_missing_spec_is_told(machine: Machine) -> None:
-    machine.list()
+    machine.seen()
     machine.handle(Planned(NodePlan(node="n1", replicas=[assignment()])))
     assert (machine.report().state, machine.report().message) == ("failed", "the node's plan has no spec web@1")
 
