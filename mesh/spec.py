@@ -78,7 +78,9 @@ class Resources(Part):
     """What a replica reserves. Counts of anything else (`gpu: 1`) are allowed."""
 
     cpu: Cpu = 100
+    """Cores or millicores."""
     memory: Memory = 64 * 2**20
+    """Bytes, with K, M, G or Ki, Mi, Gi."""
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}
     """Written beside `cpu` and `memory`, not under a field of its own."""
 
@@ -100,7 +102,9 @@ class Limits(Part):
     """What the engine enforces. Memory defaults to the reserved memory, CPU is unlimited by default."""
 
     cpu: Cpu | None = None
+    """Unlimited if absent."""
     memory: Memory | None = None
+    """As much as is reserved, if absent."""
 
 
 class PortSpec(Part):
@@ -109,6 +113,7 @@ class PortSpec(Part):
     target: PortNumber | None = None
     """The port inside the container; defaults to `port`."""
     protocol: Literal["http", "tcp", "udp"] = "tcp"
+    """What the proxy speaks on it: requests for `http`, connections for `tcp`, datagrams for `udp`."""
     host_port: PortNumber | None = None
     """A static port on the node; a placement dimension."""
 
@@ -129,9 +134,13 @@ class Probe(Part):
     port: str | None = None
     """Name of the port for `http`; defaults to the only port, or the first http one."""
     interval: Duration = 2.0
+    """Time between probes."""
     timeout: Duration = 1.0
+    """A probe that takes longer has failed."""
     rise: Annotated[int, Field(ge=1)] = 2
+    """Successes in a row until it counts as healthy."""
     fall: Annotated[int, Field(ge=1)] = 3
+    """Failures in a row until it counts as unhealthy."""
     start: Duration = 30.0
     """Failures within this time after the start do not count."""
 
@@ -158,8 +167,11 @@ class Health(Part):
 
 class Affinity(Part):
     match: str | None = None
+    """Towards nodes for which this constraint holds: `zone == eu-1`."""
     service: str | None = None
+    """Towards nodes that run this service."""
     weight: Annotated[int, Field(ge=-100, le=100)] = 50
+    """-100 (away from) to 100 (towards)."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -170,17 +182,26 @@ class Affinity(Part):
 
 class Spread(Part):
     label: str
+    """Node label whose values the replicas are spread over."""
     targets: dict[str, Percent] = {}
+    """Share of the replicas per value; the rest is shared evenly among values not named."""
 
 
 class Placement(Part):
     strategy: Literal["spread", "binpack"] | None = None
+    """Even load, or full nodes first; default: the cluster's."""
     constraints: list[str] = []
+    """What a node must be: `zone == eu-1`, `disk in [ssd, nvme]`, `kernel >= 5.10`, `gpu-model exists`."""
     affinities: list[Affinity] = []
+    """What a node should be."""
     spread: list[Spread] = []
+    """Over which labels to spread."""
     max_per_node: Annotated[int, Field(ge=1)] | None = None
+    """Most replicas on one node."""
     max_per: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Most replicas per value of a node label: `{rack: 4}`."""
     priority: Annotated[int, Field(ge=0, le=100)] = 50
+    """Who comes first when room is scarce."""
 
 
 CountOrShare = Annotated[
@@ -194,13 +215,21 @@ class Update(Part):
     """How a new release replaces the old one. Start-first unless a static port or volume forbids it."""
 
     max_surge: CountOrShare = 1
+    """How many replicas, or what share, may run beyond `replicas` meanwhile."""
     max_unavailable: CountOrShare = 0
+    """How many, or what share, may be missing meanwhile."""
     min_healthy: Duration = 10.0
+    """How long a new replica must be ready before the next is begun."""
     healthy_deadline: Duration = 300.0
+    """A new replica that is not ready by then has failed."""
     progress_deadline: Duration = 600.0
+    """Without any progress for so long, the update has failed."""
     canary: CountOrShare = 0
+    """How many, or what share, of the new release to start before it must be promoted."""
     auto_promote: bool = False
+    """Promote as soon as all canaries are healthy."""
     on_failure: Literal["rollback", "pause", "continue"] = "rollback"
+    """What to do when the update fails."""
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:
@@ -213,82 +242,119 @@ class Restart(Part):
     """Back-off between replacements of a crashing slot."""
 
     delay: Duration = 1.0
+    """After the first failure; doubles with each."""
     max_delay: Duration = 60.0
+    """Where it stops doubling."""
     reset_after: Duration = 600.0
+    """Running well for so long forgets earlier failures."""
 
 
 class Stop(Part):
     drain: Duration = 5.0
     """How long a withdrawn replica may finish what it has before it gets the signal."""
     signal: Annotated[str, Field(pattern=r"^SIG[A-Z0-9]+$")] = "SIGTERM"
+    """What asks it to end."""
     grace: Duration = 10.0
     """How long it may take to end before it is killed."""
 
 
 class Volume(Part):
     path: Annotated[str, Field(pattern=r"^/")]
+    """Where it is mounted in a container; a plain process finds its folder in `VOLUME_<NAME>`."""
 
 
 class Mount(Part):
     source: Annotated[str, Field(pattern=r"^/")]
+    """On the host."""
     path: Annotated[str, Field(pattern=r"^/")]
+    """In the container."""
     read_only: bool = False
+    """Mounted so that it cannot be written."""
 
 
 class HashBalance(Part):
     hash: Annotated[str, Field(pattern=r"^(client|header:.+|cookie:.+)$")]
+    """Requests alike in this go to the same replica."""
 
 
 class Retries(Part):
     attempts: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further tries after the first."""
     on: list[Literal["connect-failure", "reset", "timeout"] | Annotated[int, Field(ge=400, le=599)]] = [
         "connect-failure", "reset", 502, 503,
     ]  # fmt: skip
+    """After what; only what is safe to repeat is repeated."""
     budget: Share = 0.2
+    """Most retries, as a share of the requests."""
     per_try_timeout: Duration = 5.0
+    """Time for each try."""
 
 
 class Breaker(Part):
     consecutive: Annotated[int, Field(ge=1)] = 5
+    """Failures in a row that eject a replica."""
     success_ratio: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """A lower share of successes within `window` ejects it too."""
     window: Duration = 10.0
+    """Over which the ratio is taken."""
     open: Duration = 1.0
+    """First time of ejection; doubles with each."""
     max_open: Duration = 60.0
+    """Where it stops doubling."""
     max_ejected: Share = 0.5
+    """Most of the replicas that may be ejected at once."""
 
 
 class TrafficLimits(Part):
     in_flight: Annotated[int, Field(ge=1)] = 1024
+    """Most requests under way at once."""
     queue: Annotated[int, Field(ge=0)] = 1024
+    """Most requests that wait."""
     queue_timeout: Duration = 5.0
+    """How long one may wait."""
     rate: Annotated[float, Field(ge=0)] = 0
     """Requests per second; 0 is unlimited."""
 
 
 class Traffic(Part):
     balance: Literal["least-request", "round-robin", "ewma"] | HashBalance = "least-request"
+    """How a replica is chosen."""
     timeout: Duration = 15.0
+    """For a whole request, with its retries."""
     connect_timeout: Duration = 1.0
+    """For connecting to a replica."""
     idle_timeout: Duration = 300.0
+    """A connection without traffic for so long is closed."""
     retries: Retries = Retries()
+    """When a request is tried again."""
     breaker: Breaker = Breaker()
+    """When a replica that fails is left alone."""
     limits: TrafficLimits = TrafficLimits()
+    """How much a service takes on."""
 
 
 class PrometheusMetric(Part):
     url: str
+    """Base URL of the Prometheus server."""
     query: str
+    """PromQL that yields one number."""
     target: float
+    """What it should be per replica."""
 
 
 class Metric(Part):
     """Exactly one of these."""
 
     in_flight: Annotated[float, Field(gt=0)] | None = None
+    """Requests under way per replica."""
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Per replica."""
     cpu: Share | None = None
+    """Share of the reserved CPU in use."""
     memory: Share | None = None
+    """Share of the reserved memory in use."""
     prometheus: PrometheusMetric | None = None
+    """A number from elsewhere."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -299,19 +365,30 @@ class Metric(Part):
 
 class ScaleSchedule(Part):
     cron: str
+    """When it begins to hold."""
     min: Annotated[int, Field(ge=0)]
+    """`min` from then on."""
     max: Annotated[int, Field(ge=0)]
+    """`max` from then on."""
 
 
 class Scale(Part):
     min: Annotated[int, Field(ge=0)] = 1
+    """Fewest replicas."""
     max: Annotated[int, Field(ge=1)] = 10
+    """Most replicas."""
     metrics: list[Metric] = []
+    """What the count follows; the one that asks for most decides."""
     mode: Literal["predictive", "kpa", "hpa"] = "predictive"
+    """How the count is computed."""
     behavior: dict[str, Any] = {}
+    """Limits on how fast it changes."""
     scale_down_delay: Duration = 0.0
+    """How long less must suffice before it scales down."""
     to_zero_after: Duration = 0.0
+    """Without requests for so long, no replica remains; 0 keeps `min`."""
     schedules: list[ScaleSchedule] = []
+    """Bounds for certain times."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -322,15 +399,22 @@ class Scale(Part):
 
 class Schedule(Part):
     cron: str
+    """Five fields: minute, hour, day, month, weekday."""
     zone: str = "UTC"
+    """Time zone of the fields."""
     overlap: Literal["skip", "allow", "replace"] = "skip"
+    """What to do when the last run has not ended."""
 
 
 class Job(Part):
     completions: Annotated[int, Field(ge=1)] = 1
+    """How many runs must succeed."""
     parallelism: Annotated[int, Field(ge=1)] = 1
+    """How many run at once."""
     retries: Annotated[int, Field(ge=0)] = 3
+    """How many may fail before the job has."""
     deadline: Duration = 3600.0
+    """How long the job may take in all."""
 
 
 class ServiceSpec(Part):
@@ -339,36 +423,55 @@ class ServiceSpec(Part):
     name: str
     """A DNS label; equals the key's last part."""
     kind: Literal["service", "global", "job", "cron"] = "service"
+    """Runs until told to stop, the same on every eligible node, once to its end, or that by the clock."""
     image: str | None = None
     """Image for the docker runtime."""
     command: list[str] | None = None
     """Optional with an image, required for the process runtime."""
     env: dict[str, str | SecretRef | ConfigRef] = {}
+    """Environment variables: text, or where the text is kept."""
     replicas: Annotated[int, Field(ge=0, le=100_000)] = 1
+    """How many; `scale` may override it."""
     tags: list[str] = []
     """Names of their own: `v2.web.svc.cluster`. Routes may pick a tag."""
     resources: Resources = Resources()
+    """What is reserved for each replica."""
     limits: Limits = Limits()
+    """What each replica may use at most."""
     ports: dict[str, PortSpec] = {}
+    """Named ports of the service."""
     health: Health = Health()
+    """When a replica is fit for traffic, and when it is beyond hope."""
     placement: Placement = Placement()
+    """Where replicas may and should run."""
     update: Update = Update()
+    """How a new release replaces the old one."""
     restart: Restart = Restart()
+    """How soon a replica that failed is replaced."""
     stop: Stop = Stop()
+    """How a replica is ended."""
     volumes: dict[str, Volume] = {}
     """Named, local to the node: pins the slot."""
     mounts: list[Mount] = []
+    """Files and folders of the host."""
     discovery: Literal["vip", "direct"] = "vip"
+    """Whether the name resolves to the virtual IP or to the ready replicas themselves."""
     ttl: Duration = 5.0
+    """How long resolvers may keep an answer."""
     all_unready: Literal["any", "nodata"] = "any"
     """What DNS says when nothing is ready."""
     singleton: bool = False
     """True: never two at once, even across a partition."""
     on_return: Literal["keep-new", "keep-old"] = "keep-new"
+    """When a lost node comes back with a replica that was replaced: which of the two stays."""
     traffic: Traffic = Traffic()
+    """How requests are spread, repeated and limited."""
     scale: Scale | None = None
+    """Automatic scaling."""
     schedule: Schedule | None = None
+    """When a `cron` service runs."""
     job: Job | None = None
+    """How a `job` or `cron` service runs to its end."""
 
     @field_validator("env", mode="before")
     @classmethod
