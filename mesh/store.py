@@ -84,7 +84,22 @@ MAX_TXN_OPS = 64
 """Consul's limit for one transaction."""
 
 MAX_VALUE = 512 * 1024
-"""Consul's limit for one value, in bytes."""
+"""Consul's limit for one value, in bytes; also for the body of one transaction, where values take 4/3 (base64)."""
+
+MAX_KEY = 1024
+"""Characters."""
+
+
+def key_fault(key: str) -> str | None:
+    """What is wrong with a key, if anything. Consul's HTTP would clean such a path and write another key."""
+    if not 0 < len(key) <= MAX_KEY:
+        return f"a key must have 1..{MAX_KEY} characters, got {len(key)}"
+    if "\0" in key:
+        return f"a key must have no NUL, got {key!r}"
+    # A slash at the end is fine: `a/` is another key than `a`.
+    if any(part in ("", ".", "..") for part in key.removesuffix("/").split("/")):
+        return f"a key's parts must not be empty, '.' or '..', got {key!r}"
+    return None
 
 
 class Store(Protocol):
