@@ -1,65 +1,95 @@
 """The notations of the spec: durations (`15s`), CPU (`250m`), memory (`128Mi`), shares (`25%`).
 
 Each notation has a parser that raises `ValueError` with a sentence an operator can act on, and a
-formatter that prints the shortest spelling which reads back as the same value.
+formatter that prints the shortest spelling which reads back as the same value. For that, durations are
+kept to the millisecond and shares to a millionth.
 """
 
 import math
 import re
+from fractions import Fraction
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+MAX_DURATION = 100 * 365 * 86400
+"""Seconds: a hundred years."""
+MAX_CPU = 10**9
+"""Millicores."""
+MAX_MEMORY = 2**60
+"""Bytes."""
+
+_NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,20})?"
+_DURATION_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
+_MILLISECONDS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_CPU = re.compile(rf"({_NUMBER})(m?)")
+_MEMORY = re.compile(rf"({_NUMBER})((?:[KMGT]i?)?)")
 _BYTES = {
-    "": 1,
-    "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+    "Ti": 2**40, "Gi": 2**30, "Mi": 2**20, "Ki": 2**10,
+    "T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3, "": 1,
 }  # fmt: skip
+_SHARE = re.compile(rf"({_NUMBER})%")
+
+
+def shown(value: object) -> str:
+    """A value inside a sentence, never longer than some words."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return repr(value if len(value) <= 50 else f"{value[:50]}…")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number beyond all bounds"
+    return str(value)
+
+
+def _plain_number(value: object) -> Fraction | None:
+    """The value, if it is a number and a finite one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Fraction(value)
+    return Fraction(str(value)) if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _bounded(amount: Fraction | None, most: int, what: str, largest: str, value: object) -> Fraction:
+    if amount is None or amount < 0:
+        raise ValueError(f"must be {what}, got {shown(value)}")
+    if amount > most:
+        raise ValueError(f"must be at most {largest}, got {shown(value)}")
+    return amount
 
 
 def parse_duration(value: object) -> float:
     """Seconds from `250ms`, `15s`, `5m`, `1h30m` or a plain number of seconds."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
-    elif isinstance(value, str) and (parts := _duration_parts(value)):
-        seconds = sum(float(number) * _SECONDS[unit or "s"] for number, unit in parts)
-    else:
-        raise ValueError(f"must be a duration such as 250ms, 15s, 5m or 1h, got {value!r}")
-    if seconds < 0 or not math.isfinite(seconds):
-        raise ValueError(f"must be a duration of zero or more, got {value!r}")
-    return seconds
+    seconds = _duration_of(value) if isinstance(value, str) else _plain_number(value)
+    what = "a duration such as 250ms, 15s, 5m or 1h"
+    return round(_bounded(seconds, MAX_DURATION, what, "100 years", value) * 1000) / 1000
 
 
-def _duration_parts(text: str) -> list[tuple[str, str]]:
-    if _NUMBER.fullmatch(text):
-        return [(text, "")]
-    parts = _DURATION_PART.findall(text)
-    return parts if "".join(number + unit for number, unit in parts) == text else []
+def _duration_of(text: str) -> Fraction | None:
+    if re.fullmatch(_NUMBER, text):
+        return Fraction(text)
+    parts = _DURATION_PART.findall(text[:100])
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum((Fraction(number) * _MILLISECONDS[unit] for number, unit in parts), Fraction(0)) / 1000
 
 
 def format_duration(seconds: float) -> str:
     """The shortest spelling of a duration: 90.0 → `90s`, 300 → `5m`, 0.25 → `250ms`."""
-    if seconds == 0:
+    millis = round(seconds * 1000)
+    if not millis:
         return "0s"
-    for unit in ("h", "m", "s", "ms"):
-        count = seconds / _SECONDS[unit]
-        if count >= 1 and math.isclose(count, round(count), rel_tol=1e-9):
-            return f"{round(count)}{unit}"
-    return f"{seconds:g}s"
+    unit = next(unit for unit, size in _MILLISECONDS.items() if millis % size == 0)
+    return f"{millis // _MILLISECONDS[unit]}{unit}"
 
 
 def parse_cpu(value: object) -> int:
     """Millicores from `250m`, `0.5` or `2`."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        millis = value * 1000
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", value)):
-        millis = float(match[1]) * (1 if match[2] else 1000)
-    else:
-        raise ValueError(f"must be CPU in cores or millicores such as 0.5 or 250m, got {value!r}")
-    if millis < 0 or not math.isfinite(millis):
-        raise ValueError(f"must be CPU of zero or more, got {value!r}")
-    return round(millis)
+    cores = _plain_number(value)
+    if isinstance(value, str) and (match := _CPU.fullmatch(value)):
+        cores = Fraction(match[1]) / (1000 if match[2] else 1)
+    what = "CPU in cores or millicores such as 0.5 or 250m"
+    return round(_bounded(cores, MAX_CPU // 1000, what, "1000000 cores", value) * 1000)
 
 
 def format_cpu(millis: int) -> str:
@@ -69,38 +99,34 @@ def format_cpu(millis: int) -> str:
 
 def parse_memory(value: object) -> int:
     """Bytes from `128Mi`, `1G`, `500M` or a plain number of bytes."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        size = float(value)
-    elif isinstance(value, str) and (match := _QUANTITY.fullmatch(value)) and match[2] in _BYTES:
-        size = float(match[1]) * _BYTES[match[2]]
-    else:
-        raise ValueError(f"must be memory such as 64Mi, 1Gi or 500M, got {value!r}")
-    if size < 0 or not math.isfinite(size):
-        raise ValueError(f"must be memory of zero or more, got {value!r}")
-    return int(size)
+    size = _plain_number(value)
+    if isinstance(value, str) and (match := _MEMORY.fullmatch(value)):
+        size = Fraction(match[1]) * _BYTES[match[2]]
+    return int(_bounded(size, MAX_MEMORY, "memory such as 64Mi, 1Gi or 500M", "1048576Ti", value))
 
 
 def format_memory(size: int) -> str:
     """134217728 → `128Mi`, 10**9 → `1G`, 1234 → `1234`."""
-    for unit in ("Ti", "Gi", "Mi", "Ki", "T", "G", "M", "K"):
-        if size and size % _BYTES[unit] == 0:
-            return f"{size // _BYTES[unit]}{unit}"
-    return str(size)
+    unit = next(unit for unit, count in _BYTES.items() if size % count == 0 and (size or not unit))
+    return f"{size // _BYTES[unit]}{unit}"
 
 
 def parse_share(value: object) -> float:
     """A fraction 0..1 from `25%`, or from a number 0..1."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value)):
-        share = float(match[1]) / 100
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        share = float(value)
-    else:
-        raise ValueError(f"must be a share such as 25%, got {value!r}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"must be a share from 0% to 100%, got {value!r}")
-    return share
+    share = _plain_number(value)
+    if isinstance(value, str) and (match := _SHARE.fullmatch(value)):
+        share = Fraction(match[1]) / 100
+    return float(round(_bounded(share, 1, "a share such as 25%", "100%", value), 6))
+
+
+def parse_percent(value: object) -> float:
+    """A fraction 0..1 from `70%`, with or without the sign."""
+    number = _plain_number(value)
+    if number is not None:
+        return float(round(_bounded(number / 100, 1, "a share such as 70%", "100%", value), 6))
+    return parse_share(f"{value}%" if isinstance(value, str) and re.fullmatch(_NUMBER, value) else value)
 
 
 def format_share(share: float) -> str:
     """0.25 → `25%`."""
-    return f"{share * 100:g}%"
+    return f"{round(share * 100, 4):.10g}%"
