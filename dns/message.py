@@ -20,7 +20,7 @@ HEADER = struct.Struct("!HHHHHH")
 _TYPE_CLASS = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")
 
-QR, AA, TC, RD, RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
+QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 OPCODE, RCODE = 0x7800, 0x000F
 DNSSEC_OK = 0x8000  # among the flags of EDNS
 
@@ -121,6 +121,7 @@ def _check_options(data: bytes) -> None:
 class RawRecord(NamedTuple):
     """Where a record lies in its message."""
 
+    start: int
     at_root: bool
     type: int
     qclass: int
@@ -139,7 +140,7 @@ def read_record(data: bytes, at: int) -> RawRecord:
     end = at + 10 + length
     if end > len(data):
         raise Malformed("cut within a record's data")
-    return RawRecord(at - start == 1, rtype, rclass, ttl, at + 4, at + 10, end)
+    return RawRecord(start, at - start == 1, rtype, rclass, ttl, at + 4, at + 10, end)
 
 
 def skip_name(data: bytes, at: int) -> int:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from mesh.aio import Tasks
 from mesh.dns import sockets
 from mesh.dns.counters import Counters
+from mesh.dns.forward import Forwarder
 from mesh.dns.message import HEADER, QR, RD
 from mesh.dns.tcp import Outcome, TcpConnection, TcpConnections
 from mesh.dns.udp import UdpListener
@@ -50,6 +52,7 @@ class DnsServer:
         self._updated = time.monotonic()
         self._problem = ""
         self._counters = Counters()
+        self._forwarder = Forwarder(upstreams, allow, self._counters, lambda: self.addresses) if forward else None
         self._connections = TcpConnections(self._handle_tcp)
         self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
@@ -103,6 +106,8 @@ class DnsServer:
             server.close()
         self._connections.close()
         await self._tasks.close()
+        if self._forwarder:
+            await self._forwarder.close()
 
     def _handle_udp(self, data: bytes, client: str) -> Outcome:
         return self._handle(data, Transport.UDP, client)
@@ -113,7 +118,7 @@ class DnsServer:
     def _handle(self, data: bytes, transport: Transport, client: str) -> Outcome:
         started = time.perf_counter()
         try:
-            reply = respond(data, transport, self._zone)
+            reply = respond(data, transport, self._zone, recursion=self._forwarder is not None)
         except Exception:  # whatever came, the next client is served
             log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
             reply = _failure(data)
@@ -121,13 +126,21 @@ class DnsServer:
             self._counters.drops["not-a-query"] += 1
             return None
         if isinstance(reply, Forward):
-            reply = refuse(reply.query, REFUSED)
+            if self._forwarder is None:
+                return self._finish(refuse(reply.query, REFUSED), transport, started)
+            resolved = self._forwarder.resolve(reply.query, transport, client)
+            if not isinstance(resolved, Reply):
+                return self._tasks.spawn(self._finish_later(resolved, transport, started), "dns forward")
+            reply = resolved
         return self._finish(reply, transport, started)
+
+    async def _finish_later(self, resolved: Coroutine[Any, Any, Reply], transport: Transport, started: float) -> bytes:
+        return self._finish(await resolved, transport, started)
 
     def _finish(self, reply: Reply, transport: Transport, started: float) -> bytes:
         packet = reply.packet
         self._counters.truncated += packet[2] >> 1 & 1
-        self._counters.answered(transport.value, reply.qtype, packet[3] & 15, time.perf_counter() - started)
+        self._counters.answered(transport.value, reply.qtype, reply.rcode, time.perf_counter() - started)
         return packet
 
     async def _close_idle_connections(self) -> None:
@@ -138,4 +151,4 @@ class DnsServer:
 
 def _failure(data: bytes) -> Reply:
     query_id, flags, *_ = HEADER.unpack_from(data)
-    return Reply(HEADER.pack(query_id, QR | flags & RD | SERVFAIL, 0, 0, 0, 0))
+    return Reply(HEADER.pack(query_id, QR | flags & RD | SERVFAIL, 0, 0, 0, 0), SERVFAIL)

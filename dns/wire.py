@@ -45,6 +45,7 @@ class Reply:
     """The packet to send; with `variants` > 1 it is one of as many, and `subject` is what it was derived from."""
 
     packet: bytes
+    rcode: int
     qtype: int = 0
     subject: Subject | None = None
     variants: int = 1
@@ -71,7 +72,8 @@ def respond(
     try:
         query = read_query(data)
     except Malformed:
-        return Reply(_header_only(data, NOTIMP if flags & OPCODE else FORMERR))
+        rcode = NOTIMP if flags & OPCODE else FORMERR
+        return Reply(_header_only(data, rcode), rcode)
     if flags & OPCODE:
         return _without_records(query, NOTIMP, recursion)
     if query.edns and query.edns.version:
@@ -104,7 +106,7 @@ def adapt(query: Query, transport: Transport, body: bytes, counts: tuple[int, in
         packet = HEADER.pack(query.id, flags | TC, 1, 0, 0, 0) + query.question.raw
     if query.edns:
         packet = b"".join((packet[:10], (counts[2] + 1).to_bytes(2, "big"), packet[12:], _opt(query, rcode)))
-    return Reply(packet, query.question.type)
+    return Reply(packet, rcode, query.question.type)
 
 
 def _limit(query: Query, transport: Transport) -> int:
@@ -126,7 +128,8 @@ def _header_only(data: bytes, rcode: int) -> bytes:
 def _without_records(query: Query, rcode: int, recursion: bool) -> Reply:
     flags = QR | query.flags & (OPCODE | RD) | (RA if recursion else 0) | rcode & RCODE
     header = HEADER.pack(query.id, flags, 1, 0, 0, 1 if query.edns else 0)
-    return Reply(header + query.question.raw + (_opt(query, rcode) if query.edns else b""), query.question.type)
+    opt = _opt(query, rcode) if query.edns else b""
+    return Reply(header + query.question.raw + opt, rcode, query.question.type)
 
 
 def _opt(query: Query, rcode: int) -> bytes:
@@ -155,7 +158,7 @@ def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int 
         writer.append(_opt(query, answer.rcode))
         additional += 1
     writer.data[:12] = HEADER.pack(query.id, flags, 1, written, authority, additional)
-    return Reply(bytes(writer.data), query.question.type, answer.subject, variants)
+    return Reply(bytes(writer.data), answer.rcode, query.question.type, answer.subject, variants)
 
 
 def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:

@@ -221,7 +221,7 @@ class Zone:
         if instances is None:
             return None
         if qtype == QTYPE.TXT:
-            texts = dict.fromkeys(_texts(endpoint) for endpoint in instances)
+            texts = dict.fromkeys(_texts(endpoint) for endpoint in ready(instances))
             return Found([TXT(list(text)) for text in texts], service.ttl)
         addresses = _addresses([endpoint.address for endpoint in instances], qtype)
         return Found(addresses, service.ttl, choice=not isinstance(name, names.AllInstances))
