@@ -1,0 +1,85 @@
+"""What all connections of one proxy share: the clock, the way to endpoints, who may be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mesh.aio import Tasks
+from mesh.proxy.backend import Upstream
+from mesh.proxy.timers import Wheel
+from mesh.proxy.upstream import UpstreamConnection
+
+if TYPE_CHECKING:
+    from mesh.proxy.exchange import Exchange
+    from mesh.proxy.l4 import TcpSession
+    from mesh.proxy.l7 import ClientConnection
+
+
+log = logging.getLogger(__name__)
+
+
+class Context:
+    """One per proxy."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Sequence[str] = ()) -> None:
+        self.loop = loop
+        self.wheel = Wheel(loop)
+        self.tasks = Tasks()
+        self.clients: set[ClientConnection] = set()
+        self.sessions: set[TcpSession] = set()
+        self._emptied = asyncio.Event()
+        self.closing = False
+        self._trust = [ipaddress.ip_network(each) for each in trust]
+
+    def trusts(self, peer: str) -> bool:
+        """Whether the forwarding fields of this peer are believed."""
+        if not self._trust:
+            return False
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self._trust)
+
+    def client_left(self, client: ClientConnection) -> None:
+        self.clients.discard(client)
+        self._note_empty()
+
+    def session_ended(self, session: TcpSession) -> None:
+        self.sessions.discard(session)
+        self._note_empty()
+
+    def _note_empty(self) -> None:
+        if self.closing and not self.clients and not self.sessions:
+            self._emptied.set()
+
+    async def emptied(self, seconds: float) -> None:
+        """While closing: waits until no client is left, at most for `seconds`."""
+        self._note_empty()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._emptied.wait()
+        except TimeoutError:
+            log.warning("closing with clients=%d sessions=%d still open", len(self.clients), len(self.sessions))
+
+    def connect(self, exchange: Exchange, upstream: Upstream) -> None:
+        """Opens a connection for `exchange`, which hears of it by `connected` or `connect_failed`."""
+        self.tasks.spawn(self._connect(exchange, upstream), f"connect {upstream.id}")
+
+    async def _connect(self, exchange: Exchange, upstream: Upstream) -> None:
+        limit = exchange.backend.policy.connect_timeout
+        try:
+            async with asyncio.timeout(limit):
+                _, connection = await self.loop.create_connection(
+                    lambda: UpstreamConnection(upstream, self.wheel), upstream.address, upstream.port
+                )
+        except TimeoutError:
+            exchange.connect_failed(upstream, f"no connection within {limit:g} s")
+        except OSError as error:
+            exchange.connect_failed(upstream, error.strerror or str(error))
+        else:
+            exchange.connected(connection)

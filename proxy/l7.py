@@ -1,0 +1,252 @@
+"""The client's side of HTTP/1.1: reads heads and bodies off one connection, serves them one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Protocol, cast
+
+from mesh.proxy import headers
+from mesh.proxy.backend import Backend
+from mesh.proxy.body import Malformed
+from mesh.proxy.context import Context
+from mesh.proxy.exchange import Exchange
+from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
+from mesh.proxy.timers import NEVER, Timed
+
+HEAD_TIMEOUT = 10.0
+"""Seconds from the first byte of a request's head to its last."""
+CLIENT_IDLE = 300.0
+"""Seconds that a client's connection may wait for its next request."""
+LINGER = 1.0
+"""Seconds in which a client that was refused may still send, so that it reads our answer and not a reset."""
+MAX_WAITING = 64 * 1024
+"""Bytes read ahead of what can be used; then the client is not read."""
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Site(Protocol):
+    """What a listener serves: the backend for each request."""
+
+    def backend_for(self, request: Request) -> Backend | None: ...
+
+    def connected(self, change: int) -> None:
+        """Counts client connections, +1 or -1."""
+
+
+class ClientConnection(asyncio.Protocol, Timed):
+    """A client's connection. At most one exchange at a time; what is pipelined behind it waits."""
+
+    __slots__ = (
+        "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",
+        "context", "peer", "transport", "trusted", "upstream_full",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, site: Site, context: Context) -> None:
+        Timed.__init__(self)
+        self._site = site
+        self.context = context
+        self.peer = b""
+        self.trusted = False
+        self._exchange: Exchange | None = None
+        self._buffer = b""
+        self._advancing = False
+        self._eof = False
+        self._lingering = False
+        self._reading = True
+        self.upstream_full = False
+        self._write_paused = False
+
+    # ── events of the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        address = transport.get_extra_info("peername")
+        host = address[0] if address else ""
+        self.peer = host.encode()
+        self.trusted = self.context.trusts(host)
+        self.context.clients.add(self)
+        self._site.connected(1)
+        self.context.wheel.watch(self, self.context.wheel.now + CLIENT_IDLE)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        self.advance()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        exchange = self._exchange
+        if exchange is None or self._lingering or exchange.request_open:
+            return False
+        return exchange.tunnel_eof_to_upstream() if exchange.tunnel else True  # it may still wait for its response
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.deadline = NEVER
+        self.context.client_left(self)
+        self._site.connected(-1)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_lost()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._exchange is not None:
+            self._exchange.pause_upstream(True)
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._exchange is not None:
+            self._exchange.pause_upstream(False)
+        else:
+            self.advance()
+
+    # ── reading requests
+
+    def advance(self) -> None:
+        """Uses what has been read until more is needed, or an exchange must come first."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._buffer and not self._lingering and self._step():
+                pass
+        except Refused as refused:
+            self._refuse(refused.status, str(refused))
+        except Malformed as error:
+            self._refuse(400, str(error))
+        finally:
+            self._advancing = False
+        if self._eof and self._exchange is None and not self._lingering:
+            self.transport.close()
+        else:
+            self._steer_reading()
+
+    def _step(self) -> bool:
+        exchange = self._exchange
+        if exchange is None:
+            return not self._write_paused and self._read_head()
+        if exchange.tunnel:
+            data, self._buffer = self._buffer, b""
+            exchange.tunnel_to_upstream(data)
+            return False
+        if not exchange.wants_body:
+            return False
+        data, self._buffer = self._buffer, b""
+        self._buffer = exchange.feed(data)
+        return True
+
+    def _read_head(self) -> bool:
+        data = self._buffer
+        if data[0] in b"\r\n":  # RFC 9112, 2.2: empty lines before a request are ignored
+            self._buffer = data = data.lstrip(b"\r\n")
+        end = data.find(HEAD_END, 0, MAX_HEAD + len(HEAD_END))
+        if end < 0:
+            self._wait_for_head(data)
+            return False
+        end += len(HEAD_END)
+        self._buffer = data[end:]
+        request = parse_request(data[:end])
+        backend = self._site.backend_for(request)
+        if backend is None:
+            raise Refused(404, f"no route for {request.host.decode('latin-1')}")
+        self._exchange = exchange = Exchange(self, request, backend)
+        exchange.start()
+        return True
+
+    def _wait_for_head(self, data: bytes) -> None:
+        if len(data) >= MAX_HEAD:
+            raise Refused(431, f"a request head longer than {MAX_HEAD} bytes")
+        if data.count(b"\n") != data.count(b"\r\n"):
+            raise Refused(400, "a bare line feed")
+        if data:
+            now = self.context.wheel.now
+            self.context.wheel.watch(self, min(self.deadline, now + HEAD_TIMEOUT))
+
+    def _steer_reading(self) -> None:
+        """Reads from the client only while there is room for what it sends."""
+        reading = len(self._buffer) < MAX_WAITING and not (self.upstream_full and not self._lingering)
+        if reading != self._reading and not self.transport.is_closing():
+            self._reading = reading
+            if reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    # ── what an exchange asks for
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def pause(self, full: bool) -> None:
+        """The endpoint takes no more of the request for now, or again."""
+        self.upstream_full = full
+        self._steer_reading()
+
+    def half_close(self) -> bool:
+        """Sends no more; True if the client may still send."""
+        if self._eof:
+            return False
+        self.transport.write_eof()
+        return True
+
+    def exchange_done(self, *, keep_alive: bool) -> None:
+        """The response is written: on to the next request, or the end."""
+        exchange, self._exchange = self._exchange, None
+        self.upstream_full = False
+        if keep_alive and not self.context.closing:
+            self.context.wheel.watch(self, self.context.wheel.now + CLIENT_IDLE)
+            self.advance()
+        elif (exchange is not None and exchange.request_open) or self._buffer:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def break_off(self, *, framed: bool) -> None:
+        """Ends so that the client cannot take what it got for a whole response."""
+        self._exchange = None
+        if framed:
+            self.transport.close()
+            return
+        connection: socket.socket | None = self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    # ── ending
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answers what cannot be served, and closes: what follows it cannot be told from a request."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_lost()
+        self.write(headers.error_response(status, reason, head_only=False, keep_alive=False))
+        self._linger()
+
+    def _linger(self) -> None:
+        self._lingering = True
+        self._buffer = b""
+        self._steer_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.context.wheel.watch(self, self.context.wheel.now + LINGER)
+
+    def expire(self) -> None:
+        if self._exchange is not None:
+            self._exchange.expired()
+        elif self._lingering:
+            self.transport.abort()
+        elif self._buffer:
+            self._refuse(408, f"no whole request within {HEAD_TIMEOUT:.0f} s")
+        else:
+            self.transport.close()
+
+    def close_when_idle(self) -> None:
+        """Closes now if no exchange is under way; else its response says that it is the last."""
+        if self._exchange is None and not self._buffer:
+            self.transport.close()

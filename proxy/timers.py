@@ -1,0 +1,88 @@
+"""One coarse timer wheel per worker instead of a timer per request.
+
+A `Timed` thing carries its own `deadline`; moving it costs an assignment and a comparison. The wheel looks at
+each thing it watches at least once per turn, so a deadline that moved later, or was taken away, needs no call.
+Deadlines fire up to two ticks late, never early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+TICK = 0.1
+"""Seconds between two looks."""
+SLOTS = 20
+"""A turn takes SLOTS × TICK seconds: how long a closed thing may linger in memory."""
+
+NEVER = math.inf
+
+
+class Timed:
+    """Something with a deadline (monotonic seconds; NEVER for none)."""
+
+    __slots__ = ("_look", "deadline")
+
+    def __init__(self) -> None:
+        self.deadline = NEVER
+        self._look = NEVER  # number of the tick at which the wheel looks next; NEVER: not watched
+
+    def expire(self) -> None:
+        """The deadline has passed; called once, unless a new one is set."""
+        raise NotImplementedError
+
+
+class Wheel:
+    """Watches deadlines; ticks only while there is something to watch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ring: list[list[Timed]] = [[] for _ in range(SLOTS)]
+        self._ticks = 0
+        self._filed = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._now = time.monotonic()
+
+    @property
+    def now(self) -> float:
+        """Monotonic seconds, at most about a tick old: the cheap clock of idle time-outs."""
+        return self._now if self._timer is not None else time.monotonic()
+
+    def watch(self, timed: Timed, deadline: float) -> None:
+        """Sets `timed`'s deadline. One that only moves later may be assigned directly."""
+        timed.deadline = deadline
+        if self._timer is None:
+            self._now = time.monotonic()
+            self._timer = self._loop.call_later(TICK, self._tick)
+        self._file(timed)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _file(self, timed: Timed) -> None:
+        ahead = timed.deadline - self._now
+        look = self._ticks + (SLOTS - 1 if ahead >= (SLOTS - 3) * TICK else max(int(ahead / TICK), -1) + 2)
+        if look < timed._look:
+            timed._look = look
+            self._ring[look % SLOTS].append(timed)
+            self._filed += 1
+
+    def _tick(self) -> None:
+        now = self._now = time.monotonic()
+        self._ticks += 1
+        slot = self._ticks % SLOTS
+        due, self._ring[slot] = self._ring[slot], []
+        self._filed -= len(due)
+        for timed in due:
+            if timed._look != self._ticks:  # was filed again for an earlier look
+                continue
+            timed._look = NEVER
+            if timed.deadline <= now:
+                timed.deadline = NEVER
+                timed.expire()
+            elif timed.deadline != NEVER:
+                self._file(timed)
+        self._timer = self._loop.call_later(TICK, self._tick) if self._filed else None

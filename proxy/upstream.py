@@ -1,0 +1,167 @@
+"""One HTTP connection to an endpoint: writes what an exchange gives it, reads one response at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from mesh.proxy.backend import Upstream
+from mesh.proxy.body import Body, Malformed
+from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Response, parse_response
+from mesh.proxy.timers import NEVER, Timed, Wheel
+
+if TYPE_CHECKING:
+    from mesh.proxy.exchange import Exchange
+
+POOL_IDLE = 1.5
+"""Seconds that a connection may wait for its next request: below the shortest keep-alive of common servers
+(gunicorn: 2 s), so that the server does not close it just as we use it."""
+FLUSH = 10.0
+"""Seconds for the last bytes of a tunnel to go out."""
+
+
+class UpstreamConnection(asyncio.Protocol, Timed):
+    """Belongs to one exchange at a time, or is idle in its endpoint's pool."""
+
+    __slots__ = ("_body", "_buffer", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream")
+
+    transport: asyncio.Transport
+
+    def __init__(self, upstream: Upstream, wheel: Wheel) -> None:
+        Timed.__init__(self)
+        self.upstream = upstream
+        self.exchange: Exchange | None = None
+        self.reused = False  # has carried a whole exchange already
+        self.closed = False
+        self._wheel = wheel
+        self._buffer = b""
+        self._response: Response | None = None
+        self._body: Body | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def close(self) -> None:
+        """Closes; whoever has it as `exchange` is told no more."""
+        self.exchange = None
+        self.closed = True
+        self.deadline = NEVER
+        self.transport.abort()
+
+    def finish(self) -> None:
+        """Closes once what was written has gone out, or after a while."""
+        self.exchange = None
+        self.transport.close()
+        if not self.closed:
+            self._wheel.watch(self, self._wheel.now + FLUSH)
+
+    def expire(self) -> None:
+        """It waited in the pool for too long, or its last bytes do not go out."""
+        self._leave_pool()
+        self.close()
+
+    # ── events of the transport
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:  # bytes that nobody asked for: nobody shall take them for an answer
+            self._leave_pool()
+            self.close()
+        elif exchange.tunnel:
+            exchange.tunnel_to_client(data)
+        else:
+            try:
+                self._read(exchange, self._buffer + data if self._buffer else data)
+            except Malformed as error:
+                exchange.upstream_failed("protocol", f"answered what is not HTTP ({error})")
+
+    def eof_received(self) -> bool:
+        exchange = self.exchange
+        if exchange is not None and exchange.tunnel:
+            return exchange.tunnel_eof_to_client()
+        if exchange is not None and self._response is not None and self._response.length is None \
+                and self._body is not None and not self._response.chunked:  # fmt: skip
+            exchange.response_finished(reusable=False)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        self.deadline = NEVER
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            self._leave_pool()
+        else:
+            exchange.upstream_failed("reset", "closed the connection before its response was whole")
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client.pause(True)
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client.pause(False)
+
+    # ── reading a response
+
+    def _read(self, exchange: Exchange, data: bytes) -> None:
+        self._buffer = b""
+        while self._response is None:
+            end = data.find(HEAD_END, 0, MAX_HEAD + 4)
+            if end < 0:
+                self._wait_for_head(data)
+                return
+            response = parse_response(data[: end + 4], exchange.request.method)
+            data = data[end + 4 :]
+            if response.status == 101:
+                exchange.switch_protocols(response, data)
+                return
+            if response.status < 200:
+                exchange.informational(response)
+                continue
+            self._response = response
+            self._body = response.body()
+            payload = b""
+            if self._body is not None and data:
+                payload, data = self._body.feed(data)
+            if not exchange.response_started(response, payload):
+                return  # it goes to another endpoint
+            if self._body is None or self._body.done:
+                self._finish(exchange, response, data)
+            return
+        assert self._body is not None
+        payload, data = self._body.feed(data)
+        if payload:
+            exchange.response_payload(payload)
+        if self._body.done:
+            self._finish(exchange, self._response, data)
+
+    def _wait_for_head(self, data: bytes) -> None:
+        if len(data) > MAX_HEAD:
+            raise Malformed(f"a head longer than {MAX_HEAD} bytes")
+        if not data.startswith(b"HTTP/1."[: len(data)]):
+            raise Malformed("no status line")
+        self._buffer = data
+
+    def _finish(self, exchange: Exchange, response: Response, surplus: bytes) -> None:
+        """The response is whole; bytes beyond it make the connection unfit for another."""
+        self._response = self._body = None
+        exchange.response_finished(reusable=response.keep_alive and not surplus)
+
+    # ── the pool
+
+    def release(self, *, reusable: bool) -> None:
+        """Back into the pool, or closed."""
+        self.exchange = None
+        if not reusable or self.closed:
+            self.close()
+            return
+        self.transport.resume_reading()
+        self.reused = True
+        if self.upstream.put(self):
+            self._wheel.watch(self, self._wheel.now + POOL_IDLE)
+        else:
+            self.close()
+
+    def _leave_pool(self) -> None:
+        if self in self.upstream.idle:
+            self.upstream.idle.remove(self)
