@@ -1,0 +1,162 @@
+"""A Docker engine as asyncio sees it: the SDK's calls in threads, its faults as ours, its streams to be closed.
+
+The SDK is synchronous. What it raises becomes `RuntimeUnavailable` where the engine does not answer, `NotThere` for
+a 404, `Conflict` for a 409, and `RuntimeFault` with the engine's own sentence for the rest. The SDK is imported with
+the first call: it costs 10 MB, which an agent of processes need not carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from mesh.runtime import RuntimeFault, RuntimeUnavailable
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+CALL_TIMEOUT = 60.0
+PING_TIMEOUT = 5.0
+CALLS = 12
+"""At once. Enough for health probes beside a burst of starts, of which an engine gains nothing above four."""
+UNREAD_ITEMS = 256
+
+
+class NotThere(RuntimeFault):
+    """The engine does not know the container, image or network."""
+
+
+class Conflict(RuntimeFault):
+    """The name is taken, or the container's state forbids it."""
+
+
+class Engine:
+    """One engine, at `host` (default: `DOCKER_HOST`, else the local socket)."""
+
+    def __init__(self, host: str | None = None) -> None:
+        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._calls = asyncio.Semaphore(CALLS)
+        self._clients: dict[float, Any] = {}
+        self._connecting = threading.Lock()
+
+    @property
+    def local(self) -> bool:
+        return self.host.startswith("unix://")
+
+    async def call(self, function: Callable[[Any], Any], *, timeout: float = CALL_TIMEOUT) -> Any:
+        """What `function` makes of the SDK's APIClient, in a thread; `timeout` bounds the wait for each answer."""
+        async with self._calls:
+            return await in_thread(lambda: self._run(function, timeout))
+
+    async def ping(self) -> None:
+        await self.call(lambda api: api.ping(), timeout=PING_TIMEOUT)
+
+    @asynccontextmanager
+    async def stream(self, opened: Callable[[Any], Any]) -> AsyncIterator[AsyncIterator[Any]]:
+        """The items of the SDK's stream that `opened` returns, read in a thread of its own.
+
+        Leaving the context closes the connection, which ends the thread.
+        """
+        stream = await self.call(opened)
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[Any] = asyncio.Queue()
+        room = threading.Semaphore(UNREAD_ITEMS)
+        closed = threading.Event()
+        end = object()
+
+        def pump() -> None:
+            last: object = end
+            try:
+                for item in stream:
+                    room.acquire()
+                    if closed.is_set():
+                        break
+                    loop.call_soon_threadsafe(items.put_nowait, item)
+            except Exception as fault:
+                last = self._translated(fault)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(items.put_nowait, last)
+
+        async def read() -> AsyncIterator[Any]:
+            while (item := await items.get()) is not end:
+                if isinstance(item, RuntimeFault):
+                    raise item
+                room.release()
+                yield item
+
+        threading.Thread(target=pump, name="docker stream", daemon=True).start()
+        try:
+            yield read()
+        finally:
+            closed.set()
+            room.release()
+            with suppress(OSError, AttributeError):  # it has ended by itself
+                stream.close()
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def _run(self, function: Callable[[Any], Any], timeout: float) -> Any:
+        try:
+            return function(self._client(timeout))
+        except Exception as fault:
+            raise self._translated(fault) from fault
+
+    def _client(self, timeout: float) -> Any:
+        """The SDK's client whose answers may take `timeout` seconds. Connects on its first use."""
+        from docker import APIClient
+        from docker.utils import kwargs_from_env
+
+        with self._connecting:
+            if timeout not in self._clients:
+                address = kwargs_from_env({**os.environ, "DOCKER_HOST": self.host})
+                self._clients[timeout] = APIClient(version="auto", timeout=timeout, **address)
+            return self._clients[timeout]
+
+    def _translated(self, fault: Exception) -> RuntimeFault:
+        from docker.errors import APIError, DockerException
+        from requests.exceptions import RequestException
+
+        if isinstance(fault, RuntimeFault):
+            return fault
+        if isinstance(fault, APIError):
+            kind = {404: NotThere, 409: Conflict}.get(fault.status_code, RuntimeFault)
+            return kind(str(fault.explanation or fault))
+        if isinstance(fault, (DockerException, RequestException, OSError)):
+            return RuntimeUnavailable(f"the Docker engine at {self.host} does not answer: {_root_cause(fault)}")
+        return RuntimeFault(f"the Docker engine at {self.host} gave an answer that makes no sense: {fault!r}")
+
+
+async def in_thread(function: Callable[[], Any]) -> Any:
+    """Like `asyncio.to_thread`, but in a daemon thread: a call that hangs does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as fault:
+            error = fault
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="docker call", daemon=True).start()
+    return await done
+
+
+def _root_cause(fault: BaseException) -> str:
+    while (cause := fault.__cause__ or fault.__context__) is not None:
+        fault = cause
+    return getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
