@@ -1,0 +1,232 @@
+"""Admin HTTP of every process: health, metrics, the Table; on an agent also its replicas, their logs, and exec.
+
+`/healthz /readyz /metrics /v1/table /v1/replicas` answer anybody who can connect (by default: this machine).
+Logs and exec need `Authorization: Bearer <token>`, the token of the state folder's `admin.token`. On loopback
+a request whose Host is a foreign name is refused, so that no web page reaches it through DNS rebinding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from mesh.metrics import Family, render
+from mesh.model import ReplicaReport
+from mesh.runtime import ExecResult, RuntimeFault
+from mesh.table import Table
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 1024
+MAX_STREAMS = 64
+"""Logs and exec calls at one time."""
+EXEC_TIMEOUT = 60.0
+LONGEST_EXEC = 3600.0
+
+
+class Replicas(Protocol):
+    """What an agent lets people do with its replicas. Faults are `RuntimeFault`."""
+
+    def list(self) -> Sequence[ReplicaReport]: ...
+
+    def logs(self, id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]: ...
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float) -> ExecResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the answers come from."""
+
+    waiting_for: Callable[[], list[str]]  # why it is not ready; empty when it is
+    metrics: Callable[[], Awaitable[list[Family]]]
+    table: Callable[[], Table | None] | None = None
+    replicas: Replicas | None = None
+
+
+class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    command: list[str]
+    timeout: float = EXEC_TIMEOUT
+
+
+class ExecAnswer(msgspec.Struct, frozen=True):
+    code: int
+    output: str
+
+
+def admin_token(state: Path) -> str:
+    """`MESH_ADMIN_TOKEN`, or the one in `<state>/admin.token`, which is made if it is not there."""
+    if token := os.environ.get("MESH_ADMIN_TOKEN"):
+        return token
+    path = state / "admin.token"
+    with contextlib.suppress(FileNotFoundError):
+        if token := path.read_text().strip():
+            return token
+    token = secrets.token_urlsafe(32)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(token)
+    return token
+
+
+class Admin:
+    """The HTTP server. `address` is its base URL once it is started."""
+
+    def __init__(self, listen: str, sources: Sources, token: str | None = None) -> None:
+        host, _, port = listen.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        self._sources = sources
+        self._token = token
+        self._runner: web.AppRunner | None = None
+        self._streams = asyncio.Semaphore(MAX_STREAMS)
+        self.address = f"http://{listen}"
+
+    async def start(self) -> None:
+        """Raises OSError if the address is taken."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        if self._sources.table:
+            app.router.add_get("/v1/table", self._table)
+        if self._sources.replicas:
+            app.router.add_get("/v1/replicas", self._replicas)
+            app.router.add_get("/v1/replicas/{id}/logs", self._logs)
+            app.router.add_post("/v1/replicas/{id}/exec", self._exec)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
+        await site.start()
+        if self._port == 0:
+            self.address = f"http://{self._host}:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    # ── who may ask ──────────────────────────────────────────────────────────────────────────
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_loopback(self._host) and not _names_this_machine(request.host):
+            raise web.HTTPForbidden(text=f"Host {request.host!r} is not this machine: use its address or localhost\n")
+        try:
+            return await handler(request)
+        except RuntimeFault as fault:
+            raise web.HTTPConflict(text=f"{fault}\n") from None
+
+    def _authorize(self, request: web.Request) -> None:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        if not self._token or not hmac.compare_digest(given.encode(), self._token.encode()):
+            raise web.HTTPUnauthorized(
+                text="needs `Authorization: Bearer <token>`: the token is in the state folder's admin.token, "
+                "the CLI takes it from MESH_ADMIN_TOKEN\n",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        reasons = self._sources.waiting_for()
+        return web.Response(status=503 if reasons else 200, text="\n".join(reasons or ["ok"]) + "\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = render(await self._sources.metrics())
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _table(self, _: web.Request) -> web.Response:
+        table = self._sources.table() if self._sources.table else None
+        if table is None:
+            raise web.HTTPServiceUnavailable(text="no Table yet\n")
+        return _json(table)
+
+    async def _replicas(self, _: web.Request) -> web.Response:
+        return _json(self._agent.list())
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        self._authorize(request)
+        tail = request.query.get("tail")
+        if tail is not None and not tail.isdecimal():
+            raise web.HTTPBadRequest(text=f"tail: must be a count of lines, got {tail!r}\n")
+        follow = request.query.get("follow", "") in ("1", "true")
+        lines = self._agent.logs(
+            self._known(request), follow=follow, tail=int(tail) if tail else None
+        )  # fmt: skip
+        async with self._stream():
+            first = await anext(lines, None)  # a fault becomes a status only before the first byte
+            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            await response.prepare(request)
+            if first is not None:
+                await response.write(first)
+                async for line in lines:
+                    await response.write(line)
+            await response.write_eof()
+        return response
+
+    async def _exec(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        try:
+            asked = msgspec.json.decode(await request.read(), type=ExecRequest)
+        except msgspec.DecodeError as error:
+            raise web.HTTPBadRequest(text=f'wants {{"command": ["…"], "timeout": 60}}: {error}\n') from None
+        if not asked.command or not 0 < asked.timeout <= LONGEST_EXEC:
+            raise web.HTTPBadRequest(text=f"needs a command, and a timeout up to {LONGEST_EXEC:g} s\n")
+        async with self._stream():
+            result = await self._agent.exec(self._known(request), asked.command, timeout=asked.timeout)
+        return _json(ExecAnswer(result.code, result.output.decode(errors="replace")))
+
+    @contextlib.asynccontextmanager
+    async def _stream(self) -> AsyncIterator[None]:
+        if self._streams.locked():
+            raise web.HTTPTooManyRequests(text=f"{MAX_STREAMS} logs and exec calls are open already\n")
+        async with self._streams:
+            yield
+
+    @property
+    def _agent(self) -> Replicas:
+        assert self._sources.replicas is not None  # else there is no such path
+        return self._sources.replicas
+
+    def _known(self, request: web.Request) -> str:
+        id = request.match_info["id"]
+        if id not in {replica.id for replica in self._agent.list()}:
+            raise web.HTTPNotFound(text=f"there is no replica {id!r} on this node: see `mesh status`\n")
+        return id
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value) + b"\n", content_type="application/json")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _names_this_machine(host: str) -> bool:
+    """True for addresses and localhost: no page elsewhere can have those as its origin by changing its DNS."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost"
+    return True
