@@ -126,11 +126,16 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def unpacked(packages: Sequence[str], name: str, *, closure: bool = False) -> Path:
-    """The folder that holds `packages` of this machine's release unpacked (cached under `name`)."""
+def machine_apt() -> Apt:
+    """The packages of this machine's own release, with fresh lists."""
     apt = Apt(cache_folder() / "apt")
     apt.update()
-    debs = apt.fetch(apt.closure(packages, without={"libc6"}) if closure else packages)
+    return apt
+
+
+def unpacked(apt: Apt, packages: Sequence[str], name: str) -> Path:
+    """A folder that holds just these packages unpacked, kept in the cache under `name` and their content's hash."""
+    debs = apt.fetch(packages)
     root = cache_folder() / "unpacked" / f"{name}-{fingerprint(debs)}"
     if not root.exists():
         partial = root.with_name(f"{root.name}.{os.getpid()}")

@@ -137,7 +137,8 @@ def cli_reference() -> str:
     """Every command with its arguments and options, by panel, as `mesh --help` lists them."""
     import typer
 
-    from mesh.cli.app import app
+    import mesh.cli.app  # noqa: F401  (it registers the commands)
+    from mesh.cli.base import app
 
     group: Any = typer.main.get_command(app)
     context = group.make_context("mesh", [], resilient_parsing=True)

@@ -26,7 +26,8 @@ def make(folder: Path) -> None:
 
 def _bring_pip(folder: Path) -> None:
     """pip out of Debian's own wheel, which is a program when put on the path."""
-    wheels = sorted(debs.unpacked(["python3-pip-whl"], "pip").glob("usr/share/python-wheels/pip-*.whl"))
+    package = debs.unpacked(debs.machine_apt(), ["python3-pip-whl"], "pip")
+    wheels = sorted(package.glob("usr/share/python-wheels/pip-*.whl"))
     _run(str(folder / "bin" / "python"), f"{wheels[-1]}/pip", "install", "--quiet", str(wheels[-1]))
 
 

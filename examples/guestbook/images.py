@@ -105,8 +105,7 @@ def _docker(*arguments: str) -> str:
 
 def make_all(say: Callable[[str], None]) -> None:
     """Both images. Raises `ImageError` or `debs.DebsError`."""
-    apt = debs.Apt(debs.cache_folder() / "apt")
-    apt.update()
+    apt = debs.machine_apt()
     for image in (WEB, REDIS):
         say(f"{image.tag}: {'made from Debian packages' if make(image, apt) else 'is here already'}")
 
