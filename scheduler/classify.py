@@ -1,0 +1,99 @@
+"""Sort before deciding: every replica of a service into a named bucket, and the living ones into their seats.
+
+A replica is what is planned (its assignment), what is observed (its agent's report) and the condition of its node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mesh.model import Assignment, ReplicaReport, ReplicaState, Slot, Want
+from mesh.scheduler.hosts import Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One attempt to fill a slot; `hash` is its release's, `since` when it became ready, or ceased to be."""
+
+    assignment: Assignment
+    node: str
+    condition: Condition
+    hash: str
+    report: ReplicaReport | None = None
+    ready: bool = False
+    since: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.assignment.id
+
+    @property
+    def slot(self) -> Slot:
+        return self.assignment.slot
+
+    def healthy(self, min_healthy: float, now: float) -> bool:
+        """Ready for at least `min_healthy` seconds."""
+        return self.ready and now >= self.since + min_healthy
+
+
+@dataclass(slots=True)
+class Seat:
+    """A slot with those who may sit in it."""
+
+    slot: Slot
+    live: list[Replica] = field(default_factory=list)  # wanted to run, on a node that answers
+    suspect: list[Replica] = field(default_factory=list)  # wanted to run, on a node that is silent
+    stopping: list[Replica] = field(default_factory=list)  # told to stop, not ended yet
+
+    @property
+    def ready(self) -> bool:
+        return any(replica.ready for replica in self.live)
+
+    def has(self, hash: str) -> bool:
+        return any(replica.hash == hash for replica in (*self.live, *self.suspect))
+
+    def healthy(self, min_healthy: float, now: float, hash: str | None = None) -> bool:
+        """One of its replicas (of that release, if given) has been ready for long enough."""
+        return any(replica.healthy(min_healthy, now) for replica in self.live if hash in (None, replica.hash))
+
+    def best(self) -> Replica | None:
+        """The one to keep if nothing else decides: ready, then oldest."""
+        return min((*self.live, *self.suspect), key=keep_first, default=None)
+
+
+def keep_first(replica: Replica) -> tuple[bool, float, str]:
+    """Sort key: ready before not ready, old before new."""
+    return (not replica.ready, replica.assignment.placed, replica.id)
+
+
+@dataclass(slots=True)
+class Buckets:
+    """A service's replicas, sorted."""
+
+    seats: dict[Slot, Seat] = field(default_factory=dict)
+    failed: list[Replica] = field(default_factory=list)  # ended against our wish
+    ended: list[Replica] = field(default_factory=list)  # ended because we asked
+    lost: list[Replica] = field(default_factory=list)  # on a node that was given up
+
+    def seat(self, slot: Slot) -> Seat:
+        return self.seats.setdefault(slot, Seat(slot))
+
+
+def classify(replicas: Iterable[Replica]) -> Buckets:
+    buckets = Buckets()
+    for replica in replicas:
+        state = replica.report.state if replica.report else ReplicaState.ASSIGNED
+        stop = replica.assignment.want is Want.STOP
+        if replica.condition is Condition.LOST:
+            buckets.lost.append(replica)
+        elif state.ended:
+            wished = stop or state is ReplicaState.STOPPED
+            (buckets.ended if wished else buckets.failed).append(replica)
+        elif stop:
+            buckets.seat(replica.slot).stopping.append(replica)
+        elif replica.condition is Condition.GONE:
+            buckets.seat(replica.slot).suspect.append(replica)
+        else:
+            buckets.seat(replica.slot).live.append(replica)
+    return buckets

@@ -1,0 +1,153 @@
+"""Which nodes may be given work, and which are gone: suspected at once, given up after a confirmation.
+
+The leader's clock counts. What it remembers between two looks is a `Memory`; a new leader begins with an empty one,
+so it watches a silent node for the whole grace itself before it replaces anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mesh.keys import Keys
+from mesh.model import NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
+from mesh.units import format_duration
+from mesh.view import View
+
+LOST_AFTER = 5.0
+"""Seconds from the end of a node's session, which itself takes twice its TTL, until its replicas are replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A replica is ready, or is not, since then."""
+
+    ready: bool
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a leader has seen with its own eyes: since when nodes are gone, and replicas ready or not."""
+
+    gone: Mapping[str, float] = field(default_factory=dict)
+    standing: Mapping[str, Standing] = field(default_factory=dict)
+
+
+class Condition(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"  # keeps what it runs, gets nothing new
+    DRAINING = "draining"  # what it runs moves away
+    GONE = "gone"  # silent: suspected, not yet given up
+    LOST = "lost"  # given up: what it ran is replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A node as the scheduler sees it."""
+
+    name: str
+    condition: Condition
+    report: NodeReport | None
+    why: str = ""  # it gets nothing new: a sentence for the operator
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What constraints may name: facts (`cpu` in cores, `memory` in bytes), and every label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """All nodes, by name; `frozen` says why nothing is replaced, if so; `give_up_at`: when the next is given up."""
+
+    by_name: Mapping[str, Host]
+    frozen: str
+    give_up_at: float | None
+
+
+def remember(view: View, memory: Memory, now: float) -> Memory:
+    """What has been seen by now."""
+    gone = {node: memory.gone.get(node, now)
+            for node in view.nodes.keys() | view.node_plans.keys()
+            if node not in view.nodes or not view.nodes[node].held}  # fmt: skip
+    standing = {
+        replica.id: _standing(replica, memory.standing.get(replica.id), now)
+        for node in view.nodes.values()
+        for replica in node.report.replicas
+    }
+    return Memory(gone, standing)
+
+
+def _standing(replica: ReplicaReport, before: Standing | None, now: float) -> Standing:
+    """Changes that we saw count by our clock; else its agent is believed, whose clock may not be ahead of ours."""
+    ready = replica.state is ReplicaState.READY
+    if before is None:
+        return Standing(ready, min(replica.since, now))
+    return before if before.ready == ready else Standing(ready, now)
+
+
+def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys) -> Hosts:
+    """The condition of every node.
+
+    If more than half of two or more nodes vanish together, none of them is given up: the store, or the way to it,
+    is the likelier culprit.
+    """
+    suspects = {node: since for node, since in memory.gone.items() if not _given_up(view.node_plans.get(node))}
+    prefix = keys.observed_nodes
+    unreadable = {key.removeprefix(prefix) for key in view.unreadable if key.startswith(prefix)}
+    living = sum(1 for node in view.nodes.values() if node.held)
+    frozen = ""
+    if len(suspects) + living >= 2 and len(suspects) > living:
+        frozen = (
+            f"replacement is frozen: {len(suspects)} of {len(suspects) + living} nodes vanished together "
+            f"({_some(sorted(suspects))})"
+        )
+    due = {node: since + lost_after for node, since in suspects.items() if node not in unreadable and not frozen}
+    hosts: dict[str, Host] = {}
+    for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
+        seen = view.nodes.get(name)
+        settings = view.settings.get(name, NodeSettings())
+        report = seen.report if seen else None
+        if name in unreadable and seen is None:
+            condition, why = Condition.GONE, "its report cannot be read by this version"
+        elif seen is not None and seen.held:
+            condition, why = _availability(settings)
+        elif name not in suspects or (name in due and now >= due[name]):
+            condition, why = Condition.LOST, "does not answer"
+        else:
+            condition = Condition.GONE
+            why = "does not answer" + ("" if frozen else f", is given up after {format_duration(lost_after)}")
+        hosts[name] = Host(name, condition, report, why, _attributes(report, settings) if report else {})
+    return Hosts(hosts, frozen, min((at for at in due.values() if at > now), default=None))
+
+
+def _given_up(plan: NodePlan | None) -> bool:
+    """A node that never had a plan has nothing to lose."""
+    return plan is None or plan.lost
+
+
+def _availability(settings: NodeSettings) -> tuple[Condition, str]:
+    match settings.availability:
+        case "active":
+            return Condition.ACTIVE, ""
+        case "drain":
+            return Condition.DRAINING, "is being drained"
+        case "pause":
+            return Condition.PAUSED, "is paused"
+        case other:
+            return Condition.PAUSED, f"has availability {other!r}, which is none of active, pause, drain"
+
+
+def _attributes(report: NodeReport, settings: NodeSettings) -> dict[str, str]:
+    return {
+        **report.labels,
+        **settings.labels,
+        **report.attributes,
+        "name": report.node,
+        "runtime": report.runtime,
+        "cpu": f"{report.capacity.cpu / 1000:g}",
+        "memory": str(report.capacity.memory),
+    }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

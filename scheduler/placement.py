@@ -1,0 +1,207 @@
+"""Where replicas go: one function from a batch of requests to placements with reasons.
+
+The hard rules come first: a node that is barred, refuses a constraint or has no room is no candidate. Among the
+candidates the wishes decide, in this order: not the node that failed the slot last; replicas of a service apart; then
+less load (`spread`), or more load and only then apart (`binpack`). Ties go to the name, so the same input has the
+same answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.model import Capacity, Slot
+from mesh.scheduler.blueprint import Blueprint, Demand, HostPort
+from mesh.units import format_cpu
+
+MAX_NAMED = 3
+"""Nodes named in one reason; more are counted."""
+MAX_REASONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What already lies on a node; `stays`: it is not about to be replaced or stopped."""
+
+    service: str
+    demand: Demand
+    stays: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A candidate as it is before the batch; `barred` says why it gets nothing, if so."""
+
+    name: str
+    capacity: Capacity
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    holdings: Sequence[Holding] = ()
+    barred: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One replica that needs a place; `only`: the one node that will do; `avoid`: the node that failed it last."""
+
+    service: str
+    slot: Slot
+    blueprint: Blueprint
+    only: str | None = None
+    avoid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    request: Request
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No node will do; a sentence for each group of nodes."""
+
+    request: Request
+    reasons: Sequence[str]
+
+
+def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "spread") -> list[Placement | Refusal]:
+    """An answer for each request, in their order; higher priority chooses first.
+
+    No node ends up with more than it has, counting everything that lies on it already. `max_per_node` counts the
+    replicas that stay: a replica about to be replaced does not keep its successor away.
+    """
+    tallies = {node.name: _Tally(node) for node in nodes}
+    feasible = _Feasibility(tallies)
+    chosen: dict[int, str] = {}
+    for position in sorted(range(len(requests)), key=lambda at: -requests[at].blueprint.spec.placement.priority):
+        request = requests[position]
+        candidates = [tally for tally in feasible.of(request) if not tally.lacks(request)]
+        if not candidates:
+            continue
+        packing = (request.blueprint.spec.placement.strategy or strategy) == "binpack"
+        best = min(candidates, key=lambda tally: tally.rank(request, packing=packing))
+        best.take(request)
+        chosen[position] = best.node.name
+    return [
+        Placement(request, chosen[position]) if position in chosen else Refusal(request, feasible.reasons(request))
+        for position, request in enumerate(requests)
+    ]
+
+
+class _Tally:
+    """One node's account while a batch is placed."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._cpu = self._memory = 0
+        self._resources: dict[str, int] = defaultdict(int)
+        self._ports: dict[HostPort, str] = {}
+        self._staying: dict[str, int] = defaultdict(int)
+        for holding in node.holdings:
+            self._add(holding)
+
+    def _add(self, holding: Holding) -> None:
+        demand = holding.demand
+        self._cpu += demand.cpu
+        self._memory += demand.memory
+        for name, count in demand.resources.items():
+            self._resources[name] += count
+        for port in demand.ports:
+            self._ports[port] = holding.service
+        if holding.stays:
+            self._staying[holding.service] += 1
+
+    def take(self, request: Request) -> None:
+        self._add(Holding(request.service, request.blueprint.demand))
+
+    def lacks(self, request: Request) -> str:
+        """What it has too little of; empty if there is room."""
+        demand, capacity = request.blueprint.demand, self.node.capacity
+        if demand.cpu > (free := capacity.cpu - self._cpu):
+            return f"needs {format_cpu(demand.cpu)} cpu, {format_cpu(max(free, 0))} free"
+        if demand.memory > (free := capacity.memory - self._memory):
+            return f"needs {_bytes(demand.memory)} memory, {_bytes(max(free, 0))} free"
+        for name, count in demand.resources.items():
+            if count > (free := capacity.resources.get(name, 0) - self._resources[name]):
+                return f"needs {count} {name}, {max(free, 0)} free"
+        for port in demand.ports:
+            if holder := self._ports.get(port):
+                return f"host port {port[0]}/{port[1]} is taken by {holder}"
+        most = request.blueprint.spec.placement.max_per_node
+        if most is not None and self._staying[request.service] >= most:
+            return f"already has {most} of {request.service} (max_per_node)"
+        return ""
+
+    def rank(self, request: Request, *, packing: bool) -> tuple[bool, float, float, str]:
+        """Least is best."""
+        failed, own, load = self.node.name == request.avoid, self._staying[request.service], self._load(request)
+        return (failed, -load, own, self.node.name) if packing else (failed, own, load, self.node.name)
+
+    def _load(self, request: Request) -> float:
+        """The fullest of its dimensions with the replica on it, 0..1."""
+        demand, capacity = request.blueprint.demand, self.node.capacity
+        cpu = (self._cpu + demand.cpu) / capacity.cpu if capacity.cpu else 0.0
+        memory = (self._memory + demand.memory) / capacity.memory if capacity.memory else 0.0
+        return max(cpu, memory)
+
+
+class _Feasibility:
+    """The rules that do not change while a batch is placed, asked once for each blueprint."""
+
+    def __init__(self, tallies: Mapping[str, _Tally]) -> None:
+        self._tallies = tallies
+        self._refused: dict[int, dict[str, str]] = {}
+        self._allowed: dict[int, list[_Tally]] = {}
+
+    def of(self, request: Request) -> list[_Tally]:
+        """The nodes that may be asked for room."""
+        key = id(request.blueprint)
+        if key not in self._allowed:
+            refused = {name: why for name, tally in self._tallies.items() if (why := _bars(request, tally.node))}
+            self._refused[key] = refused
+            self._allowed[key] = [tally for name, tally in self._tallies.items() if name not in refused]
+        if request.only is not None:
+            return [tally for tally in self._allowed[key] if tally.node.name == request.only]
+        return self._allowed[key]
+
+    def reasons(self, request: Request) -> list[str]:
+        """Why no node will do, after everything else has been placed."""
+        if request.only is not None and request.only not in self._tallies:
+            return [f"its volumes are on {request.only}, which is unknown" if request.blueprint.spec.volumes
+                    else f"there is no node {request.only}"]  # fmt: skip
+        if not self._tallies:
+            return ["there are no nodes"]
+        refused = self._refused[id(request.blueprint)]
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, tally in self._tallies.items():
+            if request.only in (None, name):
+                groups[refused.get(name) or tally.lacks(request)].append(name)
+        sentences = [f"{_names(names)}: {why}" for why, names in groups.items()]
+        if len(sentences) > MAX_REASONS:
+            sentences[MAX_REASONS:] = [f"and {len(sentences) - MAX_REASONS} more reasons"]
+        return sentences
+
+
+def _bars(request: Request, node: Node) -> str:
+    if node.barred:
+        return node.barred
+    if refusal := request.blueprint.refuses(node.attributes.get("runtime", "")):
+        return refusal
+    for constraint in request.blueprint.constraints:
+        if not constraint.allows(node.attributes):
+            return constraint.why_not(node.attributes)
+    return ""
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.4g}{unit}"
+    return str(size)

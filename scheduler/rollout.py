@@ -1,0 +1,140 @@
+"""How a new release takes the slots over: a small state machine of (rollout, what is healthy, now).
+
+    rolling ──all slots healthy──► idle
+       │ no slot became healthy in time
+       ├─ on_failure: rollback ──► rolling, to a new release equal to the last good one (never a rollback of a rollback)
+       ├─ on_failure: pause ─────► paused      (a new spec, or all slots healthy after all, ends it)
+       ├─ on_failure: continue ──► rolling, with a message
+       └─ nothing to go back to ─► failed      (goes on trying, with back-off)
+
+A rollout does not touch replicas. It *admits* slots to the new release, a few at a time; a slot that is not admitted
+stays with what it runs. What happens in an admitted slot is the same as in any other slot (see `slots.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh.model import Release, Rollout, RolloutState, Slot, SlotState
+from mesh.scheduler.classify import Seat
+from mesh.spec import Update
+from mesh.units import format_duration, parse_share
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many replicas above, and how many available ones below the desired count a replacement may use."""
+
+    surge: int
+    unavailable: int
+
+    @property
+    def at_once(self) -> int:
+        return self.surge + self.unavailable
+
+
+def allowance(update: Update, desired: int, *, stop_first: bool) -> Allowance:
+    """Shares of `desired`: surge rounds up, unavailable rounds down; never both zero."""
+    surge = _count(update.max_surge, desired, up=True)
+    unavailable = _count(update.max_unavailable, desired, up=False)
+    if stop_first:
+        return Allowance(0, max(unavailable, 1))
+    return Allowance(surge, unavailable) if surge or unavailable else Allowance(1, 0)
+
+
+def _count(value: int | str, desired: int, *, up: bool) -> int:
+    if isinstance(value, int):
+        return value
+    exact = round(parse_share(value) * desired, 6)  # 7 % of 100 is 7, not 7.000000000000001
+    return math.ceil(exact) if up else math.floor(exact)
+
+
+def begin(release: Release, now: float, message: str = "") -> Rollout:
+    return Rollout(state=RolloutState.ROLLING, release=release.number, since=now, progress=now, message=message)
+
+
+def advance(
+    rollout: Rollout, update: Update, *, healthy: int, desired: int, trying_since: Collection[float], now: float
+) -> tuple[Rollout, str]:
+    """The rollout as it stands now, and why it has failed (empty if it has not).
+
+    `healthy`: slots that are healthy on the new release; `trying_since`: for each admitted slot that is not, when
+    its first replica was placed.
+    """
+    if rollout.state is RolloutState.IDLE:
+        return rollout, ""
+    if healthy >= desired:
+        return Rollout(state=RolloutState.IDLE, release=rollout.release, since=now, healthy=desired, progress=now), ""
+    if healthy > rollout.healthy:
+        rollout = msgspec.structs.replace(rollout, healthy=healthy, progress=now)
+    if rollout.state is not RolloutState.ROLLING or (rollout.message and update.on_failure == "continue"):
+        return rollout, ""
+    if any(now >= since + update.healthy_deadline for since in trying_since):
+        return rollout, f"a replica was not healthy within {format_duration(update.healthy_deadline)}"
+    if now >= rollout.progress + update.progress_deadline:
+        return rollout, f"no replica became healthy within {format_duration(update.progress_deadline)}"
+    return rollout, ""
+
+
+def fail(rollout: Rollout, update: Update, target: Release, base: Release | None, why: str, now: float) -> Rollout:
+    """What becomes of a rollout that failed and is not rolled back."""
+    if base is None or base.hash == target.hash:
+        state, what = RolloutState.FAILED, "there is no good release to go back to; still trying"
+    elif target.rollback_of:
+        state, what = RolloutState.FAILED, "this was a rollback already; still trying"
+    elif update.on_failure == "pause":
+        state, what = RolloutState.PAUSED, "paused, as on_failure says"
+    else:
+        state, what = RolloutState.ROLLING, "going on, as on_failure says"
+    since = rollout.since if state is RolloutState.ROLLING else now
+    return msgspec.structs.replace(rollout, state=state, since=since, message=f"release {target.number}: {why}; {what}")
+
+
+def rollback(target: Release, base: Release, now: float) -> Release:
+    """The new release that puts `base` back in force."""
+    return Release(
+        number=target.number + 1,
+        hash=base.hash,
+        spec=base.spec,
+        created=now,
+        cause=f"release {target.number} failed",
+        rollback_of=target.number,
+    )
+
+
+def may_roll_back(update: Update, target: Release, base: Release | None) -> bool:
+    return update.on_failure == "rollback" and base is not None and base.hash != target.hash and not target.rollback_of
+
+
+def next_deadline(rollout: Rollout, update: Update, trying_since: Iterable[float]) -> float | None:
+    """When `advance` must be asked again even if nothing happens."""
+    if rollout.state is not RolloutState.ROLLING or (rollout.message and update.on_failure == "continue"):
+        return None
+    return min([rollout.progress + update.progress_deadline, *(at + update.healthy_deadline for at in trying_since)])
+
+
+def admitted(
+    seats: Sequence[Seat],
+    rollout: Rollout,
+    target: Release,
+    tried: Mapping[str, SlotState],
+    may: Allowance,
+    *,
+    min_healthy: float,
+    now: float,
+) -> set[Slot]:
+    """The slots that belong to the new release: those it has begun, and as many more as may move at once.
+
+    `tried`: slots that failed on the new release. Slots without a replica come first, then those not ready.
+    """
+    inside = {seat.slot for seat in seats if seat.has(target.hash) or str(seat.slot) in tried}
+    if rollout.state is not RolloutState.ROLLING:
+        return inside
+    moving = sum(1 for seat in seats if seat.slot in inside and not seat.healthy(min_healthy, now, target.hash))
+    waiting = [seat for seat in seats if seat.slot not in inside]
+    waiting.sort(key=lambda seat: (bool(seat.live or seat.suspect), seat.ready))
+    return inside | {seat.slot for seat in waiting[: max(0, may.at_once - moving)]}

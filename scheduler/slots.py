@@ -1,0 +1,119 @@
+"""What happens in a service's slots: each is filled, kept, or handed from one replica to the next.
+
+A slot has a *goal*: the release it should run. In a settled slot one replica of that release lives on a node that may
+keep it. A replica of another release, or on a node that is drained, is outdated: start-first means that its successor
+must be healthy before it is told to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.model import Release, Slot
+from mesh.scheduler.classify import Replica, Seat, keep_first
+from mesh.scheduler.hosts import Condition
+from mesh.scheduler.rollout import Allowance
+
+
+@dataclass(slots=True)
+class Moves:
+    """What to do: whom to stop (id → cause), which slots to fill (slot → cause), which must wait (slot → why)."""
+
+    stop: dict[str, str] = field(default_factory=dict)
+    fill: dict[Slot, str] = field(default_factory=dict)
+    wait: dict[Slot, str] = field(default_factory=dict)
+    wake: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the moves of one service must respect."""
+
+    goal: Mapping[Slot, Release]
+    may: Allowance
+    min_healthy: float
+    retry_at: Mapping[Slot, float]  # of slots that failed on their goal
+    vacated_by: Mapping[Slot, str]  # why a slot has just become empty: `web-1-6f3a failed`
+    now: float
+
+
+def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
+    """The moves for the slots that the service should have."""
+    moves = Moves()
+    available = sum(1 for seat in seats if seat.healthy(rules.min_healthy, rules.now))
+    surging = 0
+    replaceable: list[tuple[Seat, Replica]] = []
+    for seat in seats:
+        goal = rules.goal[seat.slot].hash
+        fresh = sorted((replica for replica in seat.live if _is_fresh(replica, goal)), key=keep_first)
+        outdated = sorted((replica for replica in seat.live if not _is_fresh(replica, goal)), key=keep_first)
+        moves.stop.update((extra.id, "its slot is taken") for extra in (*fresh[1:], *outdated[1:]))
+        if fresh and (outdated or seat.suspect):
+            if fresh[0].healthy(rules.min_healthy, rules.now):
+                moves.stop.update((old.id, f"replaced by {fresh[0].id}") for old in (*outdated[:1], *seat.suspect))
+            else:
+                surging += 1
+        elif outdated and not seat.suspect:
+            replaceable.append((seat, outdated[0]))
+        elif not fresh and not seat.suspect:
+            _fill(seat, rules, moves)
+        moves.wake.extend(
+            ripe for replica in seat.live if replica.ready and (ripe := replica.since + rules.min_healthy) > rules.now
+        )
+    replaceable.sort(key=lambda pair: pair[1].ready)
+    need = len(seats) - rules.may.unavailable
+    for seat, old in replaceable:
+        cause = _why_outdated(old, rules.goal[seat.slot])
+        if surging < rules.may.surge:
+            surging += 1
+            _begin(seat, cause, rules, moves)
+        elif rules.may.unavailable and (not old.ready or available > need):
+            available -= old.healthy(rules.min_healthy, rules.now)
+            moves.stop[old.id] = cause
+            if rules.may.surge:
+                _begin(seat, cause, rules, moves)
+            else:
+                moves.wait[seat.slot] = f"waits until {old.id} has stopped"
+    return moves
+
+
+def _is_fresh(replica: Replica, goal: str) -> bool:
+    return replica.hash == goal and replica.condition is not Condition.DRAINING
+
+
+def _why_outdated(old: Replica, goal: Release) -> str:
+    return f"drain of {old.node}" if old.hash == goal.hash else goal.cause
+
+
+def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:
+    """An empty slot; without surge, not before the last one in it has ended."""
+    if seat.stopping and not rules.may.surge:
+        moves.wait[seat.slot] = f"waits until {seat.stopping[0].id} has stopped"
+    else:
+        _begin(seat, rules.vacated_by.get(seat.slot) or rules.goal[seat.slot].cause, rules, moves)
+
+
+def _begin(seat: Seat, cause: str, rules: Rules, moves: Moves) -> None:
+    """Asks for a replica, unless the slot still backs off."""
+    retry = rules.retry_at.get(seat.slot, rules.now)
+    if retry > rules.now:
+        moves.wake.append(retry)
+        moves.wait[seat.slot] = "backs off after its last failure"
+    else:
+        moves.fill[seat.slot] = cause
+
+
+def retire(surplus: Sequence[Seat], kept: Sequence[Seat], cause: str, *, all_at_once: bool) -> Moves:
+    """The moves for the slots that the service should no longer have.
+
+    Unless all must go at once, surplus replicas stay while those that remain are not ready in their stead.
+    """
+    missing = 0 if all_at_once else sum(1 for seat in kept if not seat.ready)
+    moves = Moves()
+    for seat in surplus:
+        if missing and seat.ready:
+            missing -= 1
+            continue
+        moves.stop.update((replica.id, cause) for replica in (*seat.live, *seat.suspect))
+    return moves
