@@ -25,6 +25,7 @@ from aiohttp import web
 from mesh.metrics import Family, render
 from mesh.model import ReplicaReport
 from mesh.runtime import ExecResult, RuntimeFault
+from mesh.startup import StartError
 from mesh.table import Table
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Admin:
         self.address = f"http://{listen}"
 
     async def start(self) -> None:
-        """Raises OSError if the address is taken."""
+        """Raises `StartError` if it cannot listen."""
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -107,7 +108,13 @@ class Admin:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise StartError(
+                f"admin HTTP cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}: "
+                "choose another address with --admin-listen"
+            ) from None
         if self._port == 0:
             self.address = f"http://{self._host}:{self._runner.addresses[0][1]}"
 

@@ -287,8 +287,11 @@ class Follower:
         self._metrics = metrics
         self._table: Table | None = None
 
-    async def run(self) -> None:
-        """Returns when the supervisor says `Quit`, or has not come back within the time it told us to linger."""
+    async def run(self, *, survive: bool = True) -> None:
+        """Returns when the supervisor says `Quit`, or has not come back within the time it told us to linger.
+
+        When it dies without a word we serve on; not so with `survive` false.
+        """
         backoff = Backoff(0.02, 0.25)
         deadline: float | None = None
         loop = asyncio.get_running_loop()
@@ -306,6 +309,8 @@ class Follower:
                     return
                 deadline = loop.time() + goodbye.linger
             except EOFError as error:
+                if not survive:
+                    return
                 log.warning("supervisor is away (%s): serving on with the last Table", error or "closed")
             finally:
                 writer.close()

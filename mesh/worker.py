@@ -30,10 +30,13 @@ class DnsArguments(msgspec.Struct, frozen=True, kw_only=True, tag="dns"):
     upstreams: tuple[str, ...] = ()
     forward: bool = True
     allow: tuple[str, ...] | None = None  # None: the server's default
+    node: str | None = None
+    survive: bool = True  # its supervisor's death
 
 
 class ProxyArguments(msgspec.Struct, frozen=True, kw_only=True, tag="proxy"):
     node: str | None = None
+    survive: bool = True
 
 
 Arguments = DnsArguments | ProxyArguments
@@ -55,7 +58,13 @@ def build(arguments: Arguments) -> DataPlane:
         from mesh.dns.server import DEFAULT_ALLOW, DnsServer
 
         allow = DEFAULT_ALLOW if arguments.allow is None else arguments.allow
-        return DnsServer(arguments.listen, upstreams=arguments.upstreams, forward=arguments.forward, allow=allow)
+        return DnsServer(
+            arguments.listen,
+            upstreams=arguments.upstreams,
+            forward=arguments.forward,
+            allow=allow,
+            node=arguments.node,
+        )
     from mesh.proxy.server import ProxyServer
 
     return ProxyServer(node=arguments.node)
@@ -103,7 +112,7 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             starting = group.create_task(serving.start(), name="start")
-            await follower.run()
+            await follower.run(survive=arguments.survive)
             starting.cancel()
     except asyncio.CancelledError:
         log.info("%s-%d: told to end", kind, number)

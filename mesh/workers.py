@@ -281,9 +281,9 @@ def _kill(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def taken_addresses(addresses: Sequence[str]) -> list[str]:
-    """Those of `addresses` (`host:port`) that another program's UDP or TCP socket holds."""
-    taken = []
+def refused_addresses(addresses: Sequence[str]) -> dict[str, OSError]:
+    """Those of `addresses` (`host:port`) that cannot be bound, for UDP or TCP: they are taken, or forbidden."""
+    refused: dict[str, OSError] = {}
     for address in addresses:
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
@@ -295,6 +295,11 @@ def taken_addresses(addresses: Sequence[str]) -> list[str]:
                 try:
                     probe.bind((host, int(port)))
                 except OSError as error:
-                    if error.errno == errno.EADDRINUSE and address not in taken:
-                        taken.append(address)
-    return taken
+                    refused.setdefault(address, error)
+    return refused
+
+
+def taken_addresses(addresses: Sequence[str]) -> list[str]:
+    """Those of `addresses` that another program holds."""
+    refused = refused_addresses(addresses)
+    return [address for address, error in refused.items() if error.errno == errno.EADDRINUSE]

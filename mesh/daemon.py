@@ -1,0 +1,169 @@
+"""The processes: each `run_…` puts its parts together, runs until told to stop, and returns the exit code.
+
+SIGTERM and SIGINT end a process gracefully; a second SIGINT ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+
+import uvloop
+
+from mesh import console
+from mesh.admin import Admin, Sources
+from mesh.settings import AgentSettings, DnsSettings, ProxySettings
+from mesh.startup import StartError, locked
+from mesh.store import StoreError
+from mesh.table_file import TableFile
+from mesh.worker import Arguments, DnsArguments, ProxyArguments
+from mesh.workers import Workers, refused_addresses
+
+log = logging.getLogger(__name__)
+
+LINGER = 60.0
+"""Seconds the data plane goes on after SIGTERM, for an agent that is restarted."""
+
+
+class Stop:
+    """Told to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._told = asyncio.Event()
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._tell, number)
+
+    def _tell(self, number: signal.Signals) -> None:
+        if self.signal is not None and number is signal.SIGINT:
+            os._exit(130)
+        self.signal = self.signal or number
+        self._told.set()
+
+    async def wait(self) -> None:
+        await self._told.wait()
+
+
+async def until_stopped(work: Coroutine[object, object, None], stop: Stop) -> None:
+    """Runs `work`, which ends only by failing, until told to stop."""
+    task = asyncio.create_task(work, name="work")
+    told = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        for each in (task, told):
+            each.cancel()
+        await asyncio.gather(task, told, return_exceptions=True)
+
+
+def run_process(main: Callable[[Stop], Awaitable[None]]) -> int:
+    """Runs a process's `main`; 1, with the sentence on stderr, where it cannot start or go on."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+
+    async def run() -> None:
+        stop = Stop()
+        stop.listen()
+        await main(stop)
+
+    try:
+        uvloop.run(run())
+    except (StartError, StoreError) as error:
+        console.error(str(error))
+        return 1
+    except BaseExceptionGroup as group:
+        expected, rest = group.split((StartError, StoreError))
+        if rest:
+            raise
+        console.error(str(_first(expected)))
+        return 1
+    return 0
+
+
+def _first(error: BaseException | None) -> BaseException | None:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def settle() -> None:
+    """After the start: what was imported is not looked at by the collector again, and stays shared."""
+    gc.collect()
+    gc.freeze()
+
+
+# ── agent ────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_agent(settings: AgentSettings) -> int:
+    """One node's agent. SIGTERM leaves replicas and, for a minute, the data plane; SIGINT leaves the replicas."""
+    return run_process(lambda stop: _agent(settings, stop))
+
+
+async def _agent(settings: AgentSettings, stop: Stop) -> None:
+    from mesh.node import Node, choose_runtime
+
+    with locked(settings.state, "one agent for each state folder; choose another with --state"):
+        runtime, settings = await choose_runtime(settings)
+        node = Node(settings, runtime)
+        try:
+            await node.start()
+            settle()
+            await until_stopped(node.run(), stop)
+        finally:
+            restart = stop.signal is signal.SIGTERM
+            await node.close(linger=LINGER if restart else 0.0)
+
+
+# ── dns and proxy from a file ────────────────────────────────────────────────────────────────
+
+
+def run_dns(settings: DnsSettings) -> int:
+    """The DNS server alone, from a Table in a file."""
+    for address, error in refused_addresses(settings.listen).items():
+        console.error(f"dns cannot listen on {address}: {os.strerror(error.errno or 0)}: choose another with --listen")
+        return 1
+    arguments = DnsArguments(
+        listen=settings.listen, upstreams=settings.upstreams, forward=settings.forward, allow=settings.allow,
+        survive=False,
+    )  # fmt: skip
+    return run_process(lambda stop: _serve(settings.table, [arguments] * settings.workers, settings.admin_listen, stop))
+
+
+def run_proxy(settings: ProxySettings) -> int:
+    """The proxy alone, from a Table in a file."""
+    workers = [ProxyArguments(survive=False)] * settings.workers
+    return run_process(lambda stop: _serve(settings.table, workers, settings.admin_listen, stop))
+
+
+async def _serve(path: Path, wanted: Sequence[Arguments], admin_listen: str | None, stop: Stop) -> None:
+    table = TableFile(path)
+    first = table.read()
+    with tempfile.TemporaryDirectory(prefix="mesh-") as folder:
+        workers = Workers(Path(folder), wanted)
+        sources = Sources(
+            waiting_for=lambda: [f"worker {name} has no Table yet" for name in workers.waiting()],
+            metrics=workers.metrics,
+            table=lambda: workers.table,
+        )
+        admin = Admin(admin_listen, sources) if admin_listen else None
+        try:
+            workers.publish(first)
+            await workers.start()
+            if admin:
+                await admin.start()
+            await until_stopped(table.follow(workers.publish), stop)
+        finally:
+            if admin:
+                await admin.close()
+            await workers.close()
