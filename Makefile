@@ -16,8 +16,8 @@ help: ## list the targets
 
 venv: $(VENV)/.dev ## make .venv with the project and its development tools
 
-demo: $(VENV)/.run ## a whole cluster on this machine and a walk through it (TOUR=once: end after the walk)
-	@PYTHONPATH=examples $(BIN)/python -m guestbook.tour $(if $(filter once,$(TOUR)),--once)
+demo: $(VENV)/.run ## a whole cluster on this machine and a walk through it (TOUR=once ends after it)
+	@PYTHONPATH=examples $(BIN)/python -m guestbook.tour $(if $(filter once,$(TOUR)),--once) $(if $(filter process,$(RUNTIME)),--process)
 
 test: $(VENV)/.dev ## the whole suite; installs the real parts it needs (as root, or with sudo)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/pytest $(PYTEST)
