@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mesh.health import Verdict
 from mesh.model import Assignment, NodePlan, ReplicaReport
 from mesh.runtime import Instance
 from mesh.spec import ServiceSpec
@@ -57,16 +58,6 @@ class Prepared:
 class Started:
     id: str
     instance: Instance
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the probes say; None: no verdict yet, or no such probe."""
-
-    id: str
-    ready: bool | None = None
-    alive: bool | None = None
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

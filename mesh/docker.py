@@ -71,6 +71,7 @@ class DockerRuntime:
         self._fetching: dict[str, asyncio.Lock] = {}
         self._starts = asyncio.Semaphore(STARTS)
         self._pulls = asyncio.Semaphore(PULLS)
+        self._died: set[str] = set()  # handles of containers whose death the engine may not list yet
         self._ends: dict[str, Signal] = {}  # of containers that someone waits for
 
     async def facts(self) -> Facts:
@@ -87,11 +88,16 @@ class DockerRuntime:
         filters = {"label": [f"mesh.node={self._node}", f"mesh.root={self._root}"]}
         entries = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
         found = [config.listed(entry, published=self._published, address=self._address) for entry in entries]
-        return [instance for one in found if (instance := await self._with_its_end(one))]
+        self._died &= {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
+        whole = await asyncio.gather(*(self._in_full(instance) for instance in found))
+        return [instance for instance in whole if instance]
 
-    async def _with_its_end(self, instance: Instance) -> Instance | None:
-        """How an instance ended is not in a listing. None if it has been removed since."""
-        if instance.state is not InstanceState.EXITED:
+    async def _in_full(self, instance: Instance) -> Instance | None:
+        """A listing does not say how an instance ended, and says `running` for some 50 ms after the event of its death.
+
+        None if it has been removed since.
+        """
+        if instance.state is not InstanceState.EXITED and instance.handle not in self._died:
             return instance
         try:
             return self._instance(await self._inspect(instance.handle))
@@ -241,6 +247,8 @@ class DockerRuntime:
             pending.add("")
             async for event in events:
                 id = event["Actor"]["Attributes"]["mesh.id"]
+                if event["Action"] == "die":
+                    self._died.add(event["Actor"]["ID"][:12])
                 pending.add(id)
                 if told := self._ends.get(id):
                     told.set()

@@ -1,0 +1,131 @@
+"""Is a replica fit for traffic, is it alive? The machine that counts, and the loops that feed it.
+
+`ProbeState` is pure; the checks themselves are in `probes`. A replica is checked at once when it has started, then,
+until it has first passed, after a tenth of its age each time, so that its readiness is seen at most 10 % late however
+slow its start is, and the successes that `rise` wants come in quick succession. From then on `interval` rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mesh.aio import Tasks
+from mesh.probes import Check, ProbeFailed, check_of
+from mesh.runtime import Instance, Runtime
+from mesh.spec import Probe, ServiceSpec
+
+HURRY = 0.05
+HURRY_EXEC = 0.5
+"""An exec costs an engine some 100 ms of CPU, a connection less than one."""
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the probes say of a replica; None: no verdict yet, or no such probe."""
+
+    id: str
+    ready: bool | None = None
+    alive: bool | None = None
+    message: str = ""
+
+
+@dataclass(slots=True)
+class ProbeState:
+    """Counts the results of one probe of one replica. Times are of any one clock, in seconds.
+
+    `passing` turns on after `rise` successes in a row and off after `fall` failures in a row. Failures within `grace`
+    seconds of the start do not count, until the probe has first passed.
+    """
+
+    rise: int
+    fall: int
+    grace: float
+    started: float
+    passing: bool
+    """False at first for readiness (unfit until proven fit), True for liveness."""
+    proven: bool = False
+    """There has been a success while passing."""
+    against: int = 0
+    """Results in a row that speak against `passing`."""
+
+    def observe(self, ok: bool, now: float) -> bool:
+        """Takes in a result; True if `passing` has turned."""
+        if ok == self.passing or (not ok and not self.proven and now < self.started + self.grace):
+            self.against = 0
+            self.proven |= ok
+            return False
+        self.against += 1
+        if self.against < (self.rise if ok else self.fall):
+            return False
+        self.against = 0
+        self.passing = ok
+        self.proven |= ok
+        return True
+
+    def wait(self, now: float, interval: float, hurry: float = HURRY) -> float:
+        """Seconds until the next check."""
+        if self.proven or self.passing:
+            return interval
+        return min(interval, hurry if self.against else max(hurry, (now - self.started) / 10))
+
+
+class Prober:
+    """Probes replicas of one runtime, and tells each change of what it thinks of them."""
+
+    def __init__(self, runtime: Runtime, tell: Callable[[Verdict], None]) -> None:
+        self._runtime = runtime
+        self._tell = tell
+        self._tasks = Tasks()
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+
+    def begin(self, id: str, spec: ServiceSpec, instance: Instance, *, ready: bool) -> None:
+        """`ready`: what was known of the replica before; one that is adopted keeps its traffic."""
+        self.end(id)
+        self._watches[id] = [
+            self._tasks.spawn(self._watch(probe, spec, instance, passing, tell), f"probe {id}")
+            for probe, passing, tell in (
+                (spec.health.ready, ready, lambda ok, why: self._tell(Verdict(id, ready=ok, message=why))),
+                (spec.health.alive, True, lambda ok, why: self._tell(Verdict(id, alive=ok, message=why))),
+            )
+            if probe
+        ]
+
+    def end(self, id: str) -> None:
+        for watch in self._watches.pop(id, ()):
+            watch.cancel()
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def _watch(
+        self, probe: Probe, spec: ServiceSpec, instance: Instance, passing: bool, tell: Callable[[bool, str], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        check = check_of(probe, spec, instance, self._runtime)
+        hurry = HURRY_EXEC if probe.exec else HURRY
+        state = ProbeState(probe.rise, probe.fall, probe.start, loop.time(), passing)
+        told = (passing, "")
+        while True:
+            problem = await problem_of(check, probe.timeout)
+            state.observe(not problem, loop.time())
+            news = (state.passing, "" if state.passing else problem)
+            if news != told:
+                told = news
+                tell(*news)
+            await asyncio.sleep(state.wait(loop.time(), probe.interval, hurry) * random.uniform(1 - JITTER, 1 + JITTER))
+
+
+async def problem_of(check: Check, timeout: float) -> str:
+    """Runs a check; what was wrong, or nothing."""
+    try:
+        async with asyncio.timeout(timeout):
+            await check()
+    except TimeoutError:
+        return f"no answer within {timeout:g} s"
+    except ProbeFailed as failure:
+        return str(failure)
+    return ""
