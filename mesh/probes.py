@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import cast
 
 from mesh import __version__
 from mesh.runtime import Instance, Runtime, RuntimeFault
@@ -90,9 +91,8 @@ class _Get(asyncio.Protocol):
         self._received = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no instances of it
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
