@@ -30,13 +30,7 @@ HERE = Path(__file__).parent
 GREETING = "Hello from the mesh"
 NEW_GREETING = "Hello again, from release 2"
 
-REDIS = ["redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libssl3", "libsystemd0",
-         "libgcrypt20", "libgpg-error0", "liblz4-1", "libzstd1", "liblzma5", "libcap2", "libstdc++6"]  # fmt: skip
-"""Redis and the libraries that a machine may lack, to be run from a folder where nobody may install."""
-
-BOLD, GREEN, RED, DIM, PLAIN = (
-    ("\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m") if sys.stdout.isatty() else [""] * 5
-)
+BOLD, DIM, RED, GREEN, PLAIN = (f"\033[{code}m" if sys.stdout.isatty() else "" for code in (1, 2, 31, 32, 0))
 
 
 class StepFailed(Exception):
@@ -115,7 +109,8 @@ class Offer:
 
 def redis_from_packages() -> Path:
     """A folder with a `redis-server` that runs from where it was unpacked. Raises `DebsError`."""
-    root = debs.unpacked(debs.machine_apt(), REDIS, "redis")
+    apt = debs.machine_apt()
+    root = debs.unpacked(apt, apt.closure(["redis-server"], without={*images.UNUSED, "libc6"}), "redis")
     libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-*"), *root.glob("lib/*-linux-*")))
     program = root / "bin-mesh" / "redis-server"
     program.parent.mkdir(exist_ok=True)

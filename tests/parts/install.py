@@ -228,7 +228,7 @@ def _network_as_it_was() -> Iterator[None]:
     forward = Path("/proc/sys/net/ipv4/ip_forward")
     forwarding = forward.read_text()
     rules = subprocess.run(["iptables-save"], capture_output=True).stdout
-    had_bridge = Path("/sys/class/net/docker0").exists()
+    had_bridge = subprocess.run(["ip", "link", "show", "docker0"], capture_output=True).returncode == 0
     try:
         yield
     finally:
