@@ -15,11 +15,15 @@ _RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP"
 _BOUNDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # seconds
 
 
+Cell = list[int]
+"""One number that can be added to in place."""
+
+
 class Counters:
     """The numbers of one server process."""
 
     def __init__(self) -> None:
-        self.queries: Counter[tuple[str, int, int]] = Counter()  # (transport, type or 0 for others, rcode)
+        self._queries: dict[tuple[str, int, int], Cell] = {}  # (transport, type or 0 for others, rcode)
         self.drops: Counter[str] = Counter()
         self.truncated = 0
         self.kept_answers = 0  # given without asking the zone
@@ -29,8 +33,12 @@ class Counters:
         self._latency = [0] * (len(_BOUNDS) + 1)
         self._latency_sum = 0.0
 
-    def answered(self, transport: str, qtype: int, rcode: int, seconds: float) -> None:
-        self.queries[transport, qtype if qtype in _TYPES else 0, rcode] += 1
+    def cell(self, transport: str, qtype: int, rcode: int) -> Cell:
+        """The number of queries answered so."""
+        return self._queries.setdefault((transport, qtype if qtype in _TYPES else 0, rcode), [0])
+
+    def answered(self, cell: Cell, seconds: float) -> None:
+        cell[0] += 1
         self._latency[bisect_left(_BOUNDS, seconds)] += 1
         self._latency_sum += seconds
 
@@ -38,7 +46,7 @@ class Counters:
         yield _counter("queries", "Queries answered.", [
             Sample(count, {"transport": transport, "type": _TYPES.get(qtype, "other"),
                            "rcode": _RCODES.get(rcode, str(rcode))})
-            for (transport, qtype, rcode), count in self.queries.items()])  # fmt: skip
+            for (transport, qtype, rcode), (count,) in self._queries.items()])  # fmt: skip
         yield _counter("drops", "Queries and connections dropped.", _by("reason", self.drops))
         yield _counter("truncated", "Answers cut to the client's UDP size.", [Sample(self.truncated)])
         yield _counter("kept_answers", "Answers given from packets packed before.", [Sample(self.kept_answers)])

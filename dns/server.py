@@ -11,9 +11,10 @@ from typing import Any
 
 from mesh.aio import Tasks
 from mesh.dns import sockets
-from mesh.dns.counters import Counters
+from mesh.dns.counters import Cell, Counters
 from mesh.dns.forward import Forwarder
 from mesh.dns.message import HEADER, QR, RD
+from mesh.dns.packets import Packets
 from mesh.dns.tcp import Outcome, TcpConnection, TcpConnections
 from mesh.dns.udp import UdpListener
 from mesh.dns.wire import Forward, Reply, Transport, refuse, respond
@@ -53,7 +54,8 @@ class DnsServer:
         self._problem = ""
         self._counters = Counters()
         self._forwarder = Forwarder(upstreams, allow, self._counters, lambda: self.addresses) if forward else None
-        self._connections = TcpConnections(self._handle_tcp)
+        self._connections = TcpConnections(lambda data, client: self._handle(data, Transport.TCP, client))
+        self._packets = {transport: Packets() for transport in Transport}
         self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
         self._tasks = Tasks()
@@ -62,10 +64,14 @@ class DnsServer:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
+
+        def answer_udp(data: bytes, client: str) -> Outcome:
+            return self._handle(data, Transport.UDP, client)
+
         try:
             for host, port in self._listen:
                 udp, tcp = sockets.open_pair(host, port)
-                self._udp.append(UdpListener(udp, self._handle_udp, self._counters))
+                self._udp.append(UdpListener(udp, answer_udp, self._counters))
                 self._tcp.append(await loop.create_server(lambda: TcpConnection(self._connections), sock=tcp))
                 self.addresses.append(udp.getsockname()[:2])
         except OSError:
@@ -78,7 +84,9 @@ class DnsServer:
             if self._zone is None:
                 self._zone = Zone(table, self._node)
             else:
-                self._zone.update(table, delta)
+                changed = self._zone.update(table, None if self._problem else delta)
+                for packets in self._packets.values():
+                    packets.drop(changed)
         except ValueError as error:  # a Table that cannot be: the last good one stays
             self._problem = f"dns: table {table.index} is not in use: {error}"
             return
@@ -109,16 +117,16 @@ class DnsServer:
         if self._forwarder:
             await self._forwarder.close()
 
-    def _handle_udp(self, data: bytes, client: str) -> Outcome:
-        return self._handle(data, Transport.UDP, client)
-
-    def _handle_tcp(self, data: bytes, client: str) -> Outcome:
-        return self._handle(data, Transport.TCP, client)
-
     def _handle(self, data: bytes, transport: Transport, client: str) -> Outcome:
         started = time.perf_counter()
+        packets = self._packets[transport]
+        if kept := packets.answer(data):
+            packet, cell = kept
+            self._counters.kept_answers += 1
+            return self._count(packet, cell, started)
+        first = packets.next_first(data)
         try:
-            reply = respond(data, transport, self._zone, recursion=self._forwarder is not None)
+            reply = respond(data, transport, self._zone, recursion=self._forwarder is not None, first=first)
         except Exception:  # whatever came, the next client is served
             log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
             reply = _failure(data)
@@ -132,15 +140,20 @@ class DnsServer:
             if not isinstance(resolved, Reply):
                 return self._tasks.spawn(self._finish_later(resolved, transport, started), "dns forward")
             reply = resolved
+        else:
+            packets.keep(data, reply, first, self._counters.cell(transport.value, reply.qtype, reply.rcode))
         return self._finish(reply, transport, started)
 
     async def _finish_later(self, resolved: Coroutine[Any, Any, Reply], transport: Transport, started: float) -> bytes:
         return self._finish(await resolved, transport, started)
 
     def _finish(self, reply: Reply, transport: Transport, started: float) -> bytes:
-        packet = reply.packet
-        self._counters.truncated += packet[2] >> 1 & 1
-        self._counters.answered(transport.value, reply.qtype, reply.rcode, time.perf_counter() - started)
+        return self._count(reply.packet, self._counters.cell(transport.value, reply.qtype, reply.rcode), started)
+
+    def _count(self, packet: bytes, cell: Cell, started: float) -> bytes:
+        if packet[2] & 0x02:
+            self._counters.truncated += 1
+        self._counters.answered(cell, time.perf_counter() - started)
         return packet
 
     async def _close_idle_connections(self) -> None:

@@ -42,13 +42,14 @@ class Transport(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The packet to send; with `variants` > 1 it is one of as many, and `subject` is what it was derived from."""
+    """The packet to send. One that may be kept says from what it was derived, and of how many it is one."""
 
     packet: bytes
     rcode: int
     qtype: int = 0
     subject: Subject | None = None
     variants: int = 1
+    question_end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int 
         writer.append(_opt(query, answer.rcode))
         additional += 1
     writer.data[:12] = HEADER.pack(query.id, flags, 1, written, authority, additional)
-    return Reply(bytes(writer.data), answer.rcode, query.question.type, answer.subject, variants)
+    question_end = 12 + len(query.question.raw)
+    return Reply(bytes(writer.data), answer.rcode, query.question.type, answer.subject, variants, question_end)
 
 
 def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:

@@ -74,7 +74,11 @@ class Found:
 
 
 class Zone:
-    """The Table as DNS sees it. `node`: where this server runs, if it is a node of the Table."""
+    """The Table as DNS sees it. `node`: where this server runs, if it is a node of the Table.
+
+    Raises:
+        ValueError: if the Table's VIP range is none.
+    """
 
     def __init__(self, table: Table, node: str | None = None) -> None:
         self._node = node
@@ -90,7 +94,11 @@ class Zone:
         return self._domain
 
     def update(self, table: Table, delta: TableDelta | None) -> set[Subject] | None:
-        """Answers from `table` from now on. Returns what changed; None: everything may have."""
+        """Answers from `table` from now on. Returns what changed; None: everything may have.
+
+        Raises:
+            ValueError: if the Table's VIP range is none; the zone stays as it was.
+        """
         old = self._table
         if delta is None or (table.domain, table.vip_range) != (old.domain, old.vip_range):
             self._load(table)
@@ -130,9 +138,9 @@ class Zone:
     # ── Indexes ──────────────────────────────────────────────────────────────────────────────
 
     def _load(self, table: Table) -> None:
+        self._vip_zone = _VipZone(table.vip_range)
         self._table = table
         self._domain = labels_of(table.domain)
-        self._vip_zone = _VipZone(table.vip_range)
         self._services_at: dict[str, tuple[str, ...]] = {}  # address → services with it as VIP or endpoint
         self._parents: Counter[Labels] = Counter()  # reverse names above the VIPs
         for name, service in table.services.items():
@@ -391,7 +399,10 @@ class _VipZone:
     """The reverse zones of the VIP range: one per network of whole octets (IPv6: nibbles) that covers it."""
 
     def __init__(self, vip_range: str) -> None:
-        self._range = ipaddress.ip_network(vip_range, strict=False)
+        try:
+            self._range = ipaddress.ip_network(vip_range, strict=False)
+        except ValueError as error:
+            raise ValueError(f"vip_range: {error}") from None
         self._step = 8 if self._range.version == 4 else 4
         self._prefix = -(-self._range.prefixlen // self._step) * self._step
 
