@@ -105,16 +105,22 @@ class TcpConnection(asyncio.Protocol):
     def _answer_what_came(self) -> None:
         start = 0
         buffer = self._buffer
-        while not self._full and self._waiting < _MOST_WAITING and len(buffer) - start >= 2:
+        while (
+            not self._transport.is_closing()
+            and not self._full
+            and self._waiting < _MOST_WAITING
+            and len(buffer) - start >= 2
+        ):
             end = start + 2 + int.from_bytes(buffer[start : start + 2], "big")
             if len(buffer) < end:
                 break
             self._answer(bytes(buffer[start + 2 : end]))
             start = end
+        if self._transport.is_closing():
+            return
         if start:
             del buffer[:start]
-            if not self._transport.is_closing():
-                self._mark_active()
+            self._mark_active()
         if self._full or self._waiting >= _MOST_WAITING:
             self._transport.pause_reading()
         else:
@@ -127,6 +133,8 @@ class TcpConnection(asyncio.Protocol):
             outcome.add_done_callback(self._answered)
         elif outcome is not None:
             self._send(outcome)
+        else:  # no query, and so no client of ours
+            self._transport.close()
 
     def _answered(self, task: asyncio.Task[bytes]) -> None:
         self._waiting -= 1
