@@ -2,105 +2,100 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from mesh.suggestion import suggestion
+from mesh.units import shown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
+
+MAX_ERRORS = 50
+"""Sentences kept; what follows is counted."""
+
+_MAX_PATH = 200
 
 
 class SpecError(ValueError):
     """A spec that cannot be used. `errors` holds one sentence for each fault, with its path."""
 
     def __init__(self, errors: list[str]) -> None:
+        if len(errors) > MAX_ERRORS:
+            errors = [*errors[:MAX_ERRORS], f"and {len(errors) - MAX_ERRORS} more errors"]
         super().__init__("\n".join(errors))
         self.errors = errors
 
 
-class DocumentError(ValueError):
-    """A file that is no document; begins with `:line: ` or `: `, to follow the file's name."""
-
-    def __init__(self, sentence: str, line: int | None = None) -> None:
-        super().__init__(f":{line}: {sentence}" if line else f": {sentence}")
-
-
 def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Pydantic's errors as `path: sentence`, with a suggestion for an unknown field."""
-    found: dict[str, None] = {}
-    for detail in error.errors(include_url=False):
-        for line in _sentence(detail, model).splitlines():
-            found.setdefault(line)
-    return list(found)
+    details = error.errors(include_url=False)
+    found = [_sentence(detail, model) for detail in details[: MAX_ERRORS + 1]]
+    return list(dict.fromkeys(found)) + ["…"] * (len(details) - len(found))
 
 
 def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    parts = [str(part) for part in detail["loc"] if not _is_noise(part)]
-    path = ".".join(parts).replace("resources.counts.", "resources.")
-    given = detail.get("input")
-    context = detail.get("ctx", {})
+    # `counts` and `[key]` are pydantic's way to the value that an operator wrote elsewhere, or as a key
+    steps = [str(step) for step in detail["loc"] if step not in ("counts", "[key]")]
+    given, context = detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
-            known = _fields_at(model, parts[:-1])
-            return f"{path}: unknown field{suggestion(parts[-1], known)}"
+            sentence = f"unknown field{suggestion(steps[-1], _fields_at(model, steps[:-1]))}"
         case "missing":
-            return f"{path}: is required"
-        case "greater_than_equal" | "less_than_equal" if parts and parts[-1] in (
-            "port",
-            "target",
-            "host_port",
-        ):
-            return f"{path}: must be 1..65535, got {given}"
-        case "greater_than_equal":
-            return f"{path}: must be {context['ge']} or more, got {given}"
-        case "less_than_equal":
-            return f"{path}: must be {context['le']} or less, got {given}"
+            sentence = "is required"
         case "value_error":
-            text = str(context["error"])
-            return text if not path else "\n".join(f"{path}: {line}" for line in text.splitlines())
+            sentence = str(context["error"])
+            steps += [field] if (field := getattr(context["error"], "field", None)) else []
         case "literal_error":
-            return f"{path}: must be {context['expected']}, got {given!r}"
-        case "int_type" | "int_parsing" | "int_from_float":
-            return f"{path}: must be a whole number, got {given!r}"
-        case "string_type":
-            return f"{path}: must be text, got {given!r}"
-        case "bool_type" | "bool_parsing":
-            return f"{path}: must be true or false, got {given!r}"
-        case "list_type":
-            return f"{path}: must be a list, got {given!r}"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return f"{path}: must be an object, got {given!r}"
-        case "string_pattern_mismatch":
-            return f"{path}: must match {context['pattern']}, got {given!r}"
-        case _:
-            return f"{path}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, got {given!r}"
+            choices = context["expected"].replace("'", "").split(" or ")
+            sentence = f"must be {' or '.join(choices)}, got {shown(given)}"
+            if isinstance(given, str):
+                sentence += suggestion(given, ", ".join(choices).split(", "))
+        case "too_long":
+            sentence = f"must have at most {context['max_length']} entries, got {context['actual_length']}"
+        case "string_too_long":
+            sentence = f"must have at most {context['max_length']} characters"
+        case kind:
+            sentence = f"must be {_EXPECTED[kind]}, got {shown(given)}"
+    return f"{_path(steps)}: {sentence}"
 
 
-_NOISE = {"str", "int", "SecretRef", "ConfigRef", "HashBalance"}
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
 
 
-def _is_noise(part: int | str) -> bool:
-    """The names of union branches, which pydantic puts into the path, say nothing to an operator."""
-    return isinstance(part, str) and (part in _NOISE or part.startswith(("literal[", "constrained-", "function-")))
+def _path(steps: list[str]) -> str:
+    path = "".join(char if char.isprintable() else "�" for char in ".".join(steps))
+    return path if len(path) <= _MAX_PATH else f"{path[:_MAX_PATH]}…"
 
 
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The fields of the part of the spec at `path`."""
-    here: type[BaseModel] | None = model
-    for step in path:
-        field = here.model_fields.get(step) if here else None
-        if field is not None:
-            here = _model_in(field.annotation)
-        # a key of a mapping or an index of a list: stay with the value's model
-    return list(here.model_fields) if here else []
+def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
+    """The fields of the part of the spec at this path."""
+    annotation: Any = model
+    for step in steps:
+        annotation = _inside(annotation, step)
+    return list(getattr(_model_in(annotation), "model_fields", ()))
+
+
+def _inside(annotation: Any, step: str) -> Any:
+    """What stands at one step below: a field of a model, or any value of a mapping or list."""
+    if (model := _model_in(annotation)) is not None:
+        field = model.model_fields.get(step)
+        return field.annotation if field else None
+    containers = [one for one in (annotation, *get_args(annotation)) if get_origin(one) in (dict, list)]
+    return get_args(containers[0])[-1] if containers else None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation is, perhaps optional or annotated; not one inside a mapping or list."""
     if hasattr(annotation, "model_fields"):
-        model: type[BaseModel] = annotation
-        return model
-    for inner in getattr(annotation, "__args__", ()):
-        if found := _model_in(inner):
-            return found
-    return None
+        found: type[BaseModel] = annotation
+        return found
+    if get_origin(annotation) in (dict, list):
+        return None
+    return next((model for one in get_args(annotation) if (model := _model_in(one))), None)

@@ -3,7 +3,6 @@
 Every fault of every file is reported at once, as `file:line: path: sentence` where the line is known.
 """
 
-import json
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mesh.spec import ServiceSpec, parse_spec
-from mesh.spec_errors import DocumentError, SpecError
+from mesh.spec_errors import SpecError
+from mesh.strict_json import DocumentError, parse_json
 
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 MAX_FILE = 4 * 2**20
@@ -75,7 +75,7 @@ def _specs(file: str, errors: list[str]) -> Iterator[ServiceSpec]:
     try:
         documents = parse_documents(_read(file), Path(file).suffix)
     except DocumentError as error:
-        errors.append(f"{shown}{error}")
+        errors.append(f"{shown}{f':{error.line}' if error.line else ''}: {error.sentence}")
         return
     count = 0
     for document in documents:
@@ -147,11 +147,11 @@ def parse_documents(text: str, suffix: str) -> list[Document]:
     """
     try:
         if suffix == ".json":
-            return [Document(_parse_json(text), {})]
+            return [Document(parse_json(text), {})]
         if suffix == ".toml" or (suffix not in SUFFIXES and _is_toml(text)):
             return [Document(_parse_toml(text), {})]
         if suffix not in SUFFIXES and text.lstrip()[:1] == "{":
-            return [Document(_parse_json(text), {})]
+            return [Document(parse_json(text), {})]
         from mesh.yaml12 import parse_yaml
 
         return [Document(value, lines) for value, lines in parse_yaml(text)]
@@ -171,21 +171,3 @@ def _parse_toml(text: str) -> Any:
         return tomllib.loads(text)
     except ValueError as error:
         raise DocumentError(f"not TOML: {error}") from None
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise DocumentError(f"not JSON: {error.msg}, column {error.colno}", error.lineno) from None
-    except ValueError as error:
-        raise DocumentError(f"not JSON: {error}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found

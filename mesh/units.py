@@ -7,7 +7,6 @@ kept to the millisecond and shares to a millionth.
 
 import math
 import re
-from fractions import Fraction
 
 MAX_DURATION = 100 * 365 * 86400
 """Seconds: a hundred years."""
@@ -43,14 +42,18 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _plain_number(value: object) -> Fraction | None:
+def _plain_number(value: object) -> float | None:
     """The value, if it is a number and a finite one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return Fraction(value)
-    return Fraction(str(value)) if isinstance(value, float) and math.isfinite(value) else None
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
-def _bounded(amount: Fraction | None, most: int, what: str, largest: str, value: object) -> Fraction:
+def _read(number: str) -> float:
+    return float(number) if "." in number else int(number)  # whole numbers stay exact, however large
+
+
+def _bounded(amount: float | None, most: int, what: str, largest: str, value: object) -> float:
     if amount is None or amount < 0:
         raise ValueError(f"must be {what}, got {shown(value)}")
     if amount > most:
@@ -65,13 +68,13 @@ def parse_duration(value: object) -> float:
     return round(_bounded(seconds, MAX_DURATION, what, "100 years", value) * 1000) / 1000
 
 
-def _duration_of(text: str) -> Fraction | None:
+def _duration_of(text: str) -> float | None:
     if re.fullmatch(_NUMBER, text):
-        return Fraction(text)
+        return _read(text)
     parts = _DURATION_PART.findall(text[:100])
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
-    return sum((Fraction(number) * _MILLISECONDS[unit] for number, unit in parts), Fraction(0)) / 1000
+    return sum(_read(number) * _MILLISECONDS[unit] for number, unit in parts) / 1000
 
 
 def format_duration(seconds: float) -> str:
@@ -87,7 +90,7 @@ def parse_cpu(value: object) -> int:
     """Millicores from `250m`, `0.5` or `2`."""
     cores = _plain_number(value)
     if isinstance(value, str) and (match := _CPU.fullmatch(value)):
-        cores = Fraction(match[1]) / (1000 if match[2] else 1)
+        cores = _read(match[1]) / (1000 if match[2] else 1)
     what = "CPU in cores or millicores such as 0.5 or 250m"
     return round(_bounded(cores, MAX_CPU // 1000, what, "1000000 cores", value) * 1000)
 
@@ -101,7 +104,7 @@ def parse_memory(value: object) -> int:
     """Bytes from `128Mi`, `1G`, `500M` or a plain number of bytes."""
     size = _plain_number(value)
     if isinstance(value, str) and (match := _MEMORY.fullmatch(value)):
-        size = Fraction(match[1]) * _BYTES[match[2]]
+        size = _read(match[1]) * _BYTES[match[2]]
     return int(_bounded(size, MAX_MEMORY, "memory such as 64Mi, 1Gi or 500M", "1048576Ti", value))
 
 
@@ -115,15 +118,15 @@ def parse_share(value: object) -> float:
     """A fraction 0..1 from `25%`, or from a number 0..1."""
     share = _plain_number(value)
     if isinstance(value, str) and (match := _SHARE.fullmatch(value)):
-        share = Fraction(match[1]) / 100
-    return float(round(_bounded(share, 1, "a share such as 25%", "100%", value), 6))
+        share = _read(match[1]) / 100
+    return round(float(_bounded(share, 1, "a share such as 25%", "100%", value)), 6)
 
 
 def parse_percent(value: object) -> float:
     """A fraction 0..1 from `70%`, with or without the sign."""
     number = _plain_number(value)
     if number is not None:
-        return float(round(_bounded(number / 100, 1, "a share such as 70%", "100%", value), 6))
+        return round(_bounded(number, 100, "a share such as 70%", "100%", value) / 100, 6)
     return parse_share(f"{value}%" if isinstance(value, str) and re.fullmatch(_NUMBER, value) else value)
 
 

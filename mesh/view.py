@@ -6,18 +6,20 @@ says which key and why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from mesh import model
 from mesh.keys import Keys
-from mesh.spec import ServiceSpec, SpecError, parse_spec
+from mesh.spec import ServiceSpec, parse_spec_json
+from mesh.spec_errors import SpecError
 from mesh.store import Entry
+from mesh.strict_json import DocumentError, parse_json
 from mesh.table import TableRoute
+from mesh.units import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def decode_document(data: bytes, kind: type[_Doc]) -> _Doc:
     """
     try:
         document = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         newer = _format_of(data)
         if newer > model.FORMAT:
             raise ValueError(_too_new(newer)) from None
@@ -121,8 +123,8 @@ def decode_document(data: bytes, kind: type[_Doc]) -> _Doc:
 
 def _format_of(data: bytes) -> int:
     try:
-        value = json.loads(data)
-    except ValueError:
+        value = parse_json(data)
+    except DocumentError:
         return 0
     found = value.get("format", 0) if isinstance(value, dict) else 0
     return found if isinstance(found, int) else 0
@@ -142,21 +144,17 @@ def _document(kind: type[_Doc]) -> Callable[[str, Entry], _Doc]:
 
 def _wish(name: str, entry: Entry) -> Wish:
     try:
-        data: Any = json.loads(entry.value)
-    except ValueError as error:
-        return Wish(None, (f"not JSON: {error}",), entry.modify_index)
-    try:
-        return Wish(parse_spec(data, name), (), entry.modify_index)
+        return Wish(parse_spec_json(entry.value, name), (), entry.modify_index)
     except SpecError as error:
         return Wish(None, tuple(error.errors), entry.modify_index)
 
 
 def _scale(_: str, entry: Entry) -> int:
     """`5`, or `{"replicas": 5}`."""
-    value = json.loads(entry.value)
+    value = parse_json(entry.value)
     count = value.get("replicas") if isinstance(value, dict) else value
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
-        raise ValueError(f"must be a count of replicas from 0 to 100000, got {count!r}")
+        raise ValueError(f"must be a count of replicas from 0 to 100000, got {shown(count)}")
     return count
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mesh.spec_errors import DocumentError
+from mesh.strict_json import DocumentError
 
 MAX_VALUES = 100_000
 MAX_DEPTH = 100

@@ -35,7 +35,7 @@ def validate(
 @command(_PANEL, example="mesh schema > mesh-service.schema.json")
 def schema() -> None:
     """JSON Schema of a service spec, for editors that complete and check it."""
-    from mesh.spec import json_schema
+    from mesh.spec_schema import json_schema
 
     console.print_json(json_schema())
 
