@@ -1,0 +1,300 @@
+"""The scheduler's shell: takes the lead, watches, reconciles, writes what changed behind a fence.
+
+Several schedulers may run; one holds the lock. Every write carries the lock's fence in its transaction and the
+modify index of each document, so a leader that slept, or read an old picture, changes nothing: it reads again
+and thinks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh import lease
+from mesh.aio import Backoff, Signal, Tasks
+from mesh.keys import Keys
+from mesh.metrics import Family, Sample
+from mesh.model import NodePlan, ServicePlan
+from mesh.scheduler.hosts import Memory
+from mesh.scheduler.plan import Outcome
+from mesh.scheduler.reconcile import reconcile
+from mesh.settings import SchedulerSettings
+from mesh.store import MAX_TXN_OPS, Entry, Op, Store, StoreError
+from mesh.view import View, ViewReader, encode_document
+
+log = logging.getLogger(__name__)
+
+COALESCE = 0.01
+"""Seconds between two looks: the first change is answered at once, those that follow gather."""
+
+FULL_LOOK = 45.0
+"""Seconds after which everything is read and reconciled again, whatever the watches said."""
+
+MAX_TXN_BYTES = 350 * 1024
+"""Of values in one transaction: Consul takes 512 KiB of JSON, in which they travel as base64."""
+
+
+class SteadyClock:
+    """Unix time that only goes forward, one second per second: a wall clock that jumps moves no deadline."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._offset
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the metrics count."""
+
+    reconciles: int = 0
+    seconds: float = 0.0
+    writes: int = 0
+    conflicts: int = 0
+    terms: int = 0
+
+
+class SchedulerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """For the admin HTTP and people."""
+
+    name: str
+    leads: bool
+    frozen: str = ""
+    pending: int = 0
+    problems: list[str] = []
+
+
+class Scheduler:
+    """One scheduler of possibly several. `run` never returns by itself; cancelling it gives the lead back."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        settings: SchedulerSettings,
+        *,
+        clock: Callable[[], float] | None = None,
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._settings = settings
+        self._clock = clock or SteadyClock()
+        self._new_id = new_id or (lambda: os.urandom(2).hex())
+        self._counters = Counters()
+        self._term: _Term | None = None
+
+    async def run(self) -> None:
+        """Waits for the lead, leads until it is lost, and begins again."""
+        who = f"mesh-scheduler {self._settings.name} {socket.gethostname()}:{os.getpid()}"
+        value = msgspec.json.encode({"name": self._settings.name, "process": f"{socket.gethostname()}:{os.getpid()}"})
+        while True:
+            async with lease.held(self._store, self._keys.leader, value, who, self._settings.session_ttl) as lock:
+                log.info("leads name=%s", self._settings.name)
+                self._counters.terms += 1
+                self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id)
+                try:
+                    await self._term.serve()
+                finally:
+                    self._term = None
+            log.warning("leads no more name=%s", self._settings.name)
+
+    @property
+    def leads(self) -> bool:
+        return self._term is not None
+
+    def status(self) -> SchedulerStatus:
+        term = self._term
+        if term is None:
+            return SchedulerStatus(name=self._settings.name, leads=False)
+        return SchedulerStatus(
+            name=self._settings.name,
+            leads=True,
+            frozen=term.outcome.frozen,
+            pending=term.outcome.pending,
+            problems=[*term.problems, *term.outcome.faults],
+        )
+
+    def metrics(self) -> list[Family]:
+        counters, term = self._counters, self._term
+        outcome = term.outcome if term else Outcome()
+        return [
+            _gauge("mesh_scheduler_is_leader", "1 while this scheduler leads.", term is not None),
+            _gauge("mesh_scheduler_pending_slots", "Slots without a replica.", outcome.pending),
+            _gauge("mesh_scheduler_frozen", "1 while lost replicas are not replaced.", bool(outcome.frozen)),
+            _counter("mesh_scheduler_terms", "Times that this scheduler took the lead.", counters.terms),
+            _counter("mesh_scheduler_reconciles", "Looks at the whole picture.", counters.reconciles),
+            _counter("mesh_scheduler_reconcile_seconds", "Time spent deciding.", counters.seconds),
+            _counter("mesh_scheduler_writes", "Documents written or removed.", counters.writes),
+            _counter("mesh_scheduler_conflicts", "Transactions refused: somebody else was faster.", counters.conflicts),
+        ]
+
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    return Family(name, text, "gauge", [Sample(float(value))])
+
+
+def _counter(name: str, text: str, value: float) -> Family:
+    return Family(name, text, "counter", [Sample(float(value))])
+
+
+class _Term:
+    """One time of leading, from taking the lock to losing it."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        lock: lease.Lock,
+        counters: Counters,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._lock = lock
+        self._counters = counters
+        self._clock = clock
+        self._new_id = new_id
+        self._reader = ViewReader(keys)
+        self._changed = Signal()
+        self._watched: dict[str, Mapping[str, Entry]] = {}
+        self._planned: dict[str, Entry] = {}
+        self._index = 0
+        self._memory = Memory()
+        self.outcome = Outcome()
+        self.problems: tuple[str, ...] = ()
+
+    async def serve(self) -> None:
+        """Leads until the lock is lost."""
+        tasks = Tasks()
+        try:
+            for prefix in (self._keys.desired, self._keys.observed_nodes):
+                tasks.spawn(self._watch(prefix), f"watch {prefix}")
+            leading = tasks.spawn(self._lead(), "lead")
+            lost = tasks.spawn(self._lock.lost(), "lock lost")
+            await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.close()
+
+    async def _watch(self, prefix: str) -> None:
+        async for change in self._store.watch(prefix):
+            self._watched[prefix] = change.entries
+            self._index = max(self._index, change.index)
+            self._changed.set()
+
+    async def _lead(self) -> None:
+        """Looks whenever something changed, a decision fell due, or a while has passed."""
+        backoff = Backoff(0.05, 2.0)
+        read_again_at = 0.0
+        while True:
+            wait = FULL_LOOK
+            try:
+                if time.monotonic() >= read_again_at:
+                    await self._read_planned()
+                    read_again_at = time.monotonic() + FULL_LOOK
+                if len(self._watched) == 2:
+                    if await self._look():
+                        backoff.reset()
+                        wait = self._until_due()
+                    else:
+                        self._counters.conflicts += 1
+                        read_again_at = 0.0
+                        wait = backoff.next()
+            except StoreError as error:
+                log.warning("could not read or write the plans, trying again: %s", error)
+                read_again_at = 0.0
+                wait = backoff.next()
+            await asyncio.sleep(COALESCE)
+            await self._changed.wait(max(0.0, wait))
+
+    def _until_due(self) -> float:
+        if self.outcome.wake_at is None:
+            return FULL_LOOK
+        return min(FULL_LOOK, self.outcome.wake_at - self._clock())
+
+    async def _read_planned(self) -> None:
+        """What is planned, by the store's leader: nobody else writes it, so it need not be watched."""
+        listing = await self._store.list(self._keys.planned)
+        self._planned = dict(listing.entries)
+        self._index = max(self._index, listing.index)
+
+    async def _look(self) -> bool:
+        """Reconciles once and writes what changed; False if a write was refused."""
+        view = self._view()
+        started = time.perf_counter()
+        outcome = reconcile(view, self._clock(), self._new_id, self._memory, keys=self._keys)
+        self._counters.reconciles += 1
+        self._counters.seconds += time.perf_counter() - started
+        self._tell(view, outcome)
+        self.outcome, self._memory, self.problems = outcome, outcome.memory, view.problems
+        for ops in transactions(outcome, view, self._keys):
+            if not await self._commit(ops):
+                return False
+        return True
+
+    def _view(self) -> View:
+        entries: dict[str, Entry] = dict(self._planned)
+        for watched in self._watched.values():
+            entries.update(watched)
+        return self._reader.read(entries, self._index)
+
+    def _tell(self, view: View, outcome: Outcome) -> None:
+        for problem in sorted({*view.problems, *outcome.faults} - {*self.problems, *self.outcome.faults}):
+            log.warning("cannot use a document, the last good one stays: %s", problem)
+        if outcome.frozen != self.outcome.frozen:
+            log.warning("%s", outcome.frozen or "replacement goes on")
+        for service, plan in outcome.services.items():
+            told = len(view.plans[service].events) if service in view.plans else 0
+            for event in plan.events[told:]:
+                log.info("service=%s %s%s", service, event.text, f" cause={event.cause!r}" if event.cause else "")
+
+    async def _commit(self, ops: Sequence[Op]) -> bool:
+        result = await self._store.txn([self._lock.fence(), *ops])
+        if not result.ok:
+            log.info("a write was refused, reading again: %s", "; ".join(result.errors))
+            return False
+        self._counters.writes += len(ops)
+        for op in ops:
+            self._planned.pop(op.key, None)
+        self._planned.update((entry.key, entry) for entry in result.entries)
+        return True
+
+
+def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]:
+    """The writes, each guarded by what was read, in as few transactions as the store allows.
+
+    Services come before nodes: a node's plan names releases that must be known when it is read again.
+    """
+    ops = [
+        *(_write(keys.service_plan(name), plan, view) for name, plan in sorted(outcome.services.items())),
+        *(_write(keys.node_plan(name), plan, view) for name, plan in sorted(outcome.nodes.items())),
+        *(_remove(keys.node_plan(name), view) for name in sorted(outcome.removed_nodes)),
+        *(_remove(keys.service_plan(name), view) for name in sorted(outcome.removed_services)),
+    ]
+    batch: list[Op] = []
+    size = 0
+    for op in ops:
+        if batch and (len(batch) == MAX_TXN_OPS - 1 or size + len(op.value) > MAX_TXN_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(op)
+        size += len(op.value)
+    if batch:
+        yield batch
+
+
+def _write(key: str, plan: ServicePlan | NodePlan, view: View) -> Op:
+    return Op("cas", key, encode_document(plan), index=view.plan_indexes.get(key, 0))
+
+
+def _remove(key: str, view: View) -> Op:
+    return Op("delete-cas", key, index=view.plan_indexes[key])

@@ -1,0 +1,418 @@
+"""A cluster in memory on a virtual clock: the real `reconcile`, and agents of a dozen lines.
+
+Tests change the wish or break something, let time pass, and look at what became of it. After each reconcile the
+invariants are checked: no node over its capacity, no slot doubled beyond start-first, no state that goes back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mesh.model import (
+    Assignment,
+    Capacity,
+    ClusterConfig,
+    Exit,
+    NodePlan,
+    NodeReport,
+    NodeSettings,
+    ReplicaReport,
+    ReplicaState,
+    ServicePlan,
+    Want,
+    may_follow,
+)
+from mesh.scheduler.hosts import Memory
+from mesh.scheduler.plan import Outcome
+from mesh.scheduler.reconcile import reconcile
+from mesh.spec import parse_spec
+from mesh.spec_errors import SpecError
+from mesh.view import NodeView, View, Wish
+
+GI = 2**30
+
+
+@dataclass
+class Behaviour:
+    """How replicas of one command behave: seconds to get ready, to crash (None: never), to stop."""
+
+    ready_after: float | None = 0.5
+    crash_after: float | None = None
+    stop_after: float = 0.2
+
+
+@dataclass
+class FakeNode:
+    """A node and its agent. `up`: its session is held; `replicas`: what really runs there."""
+
+    name: str
+    capacity: Capacity = field(default_factory=lambda: Capacity(cpu=4000, memory=4 * GI))
+    labels: dict[str, str] = field(default_factory=dict)
+    up: bool = True
+    runtime: str = "docker"
+    replicas: dict[str, ReplicaReport] = field(default_factory=dict)
+    reported: list[ReplicaReport] = field(default_factory=list)
+    stopping: set[str] = field(default_factory=set)
+    forgotten: bool = False  # its document was removed
+    held: bool = True
+
+
+class World:
+    """The whole cluster. `behave` maps a spec's image to how it runs."""
+
+    def __init__(self, nodes: int = 3, *, seed: int = 1, delay: float = 0.01) -> None:
+        self.now = 1_000_000.0
+        self.random = random.Random(seed)
+        self.delay = delay
+        self.nodes = {name: FakeNode(name) for name in (f"n{number}" for number in range(1, nodes + 1))}
+        self.settings: dict[str, NodeSettings] = {}
+        self.wishes: dict[str, Wish] = {}
+        self.scale: dict[str, int] = {}
+        self.config = ClusterConfig()
+        self.plans: dict[str, ServicePlan] = {}
+        self.node_plans: dict[str, NodePlan] = {}
+        self.memory = Memory()
+        self.behave: dict[str, Behaviour] = {}
+        self.index = 10
+        self.reconciles = 0
+        self.last = Outcome()
+        self.watch: Callable[[], None] | None = None
+        self._ids = itertools.count()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._states: dict[str, ReplicaState] = {}
+        self._dirty = True
+
+    # ── what operators and fate do ───────────────────────────────────────────────────────────
+
+    def apply(self, name: str = "web", **fields: Any) -> None:
+        """Writes a spec; it begins with `image: <name>:1` and no minimum of health."""
+        self.index += 1
+        data = {"name": name, "image": f"{name}:1", "update": {"min_healthy": "1s"}, **fields}
+        try:
+            self.wishes[name] = Wish(parse_spec(data, name), (), self.index)
+        except SpecError as error:
+            self.wishes[name] = Wish(None, tuple(error.errors), self.index)
+        self._dirty = True
+
+    def delete(self, name: str) -> None:
+        del self.wishes[name]
+        self._dirty = True
+
+    def rescale(self, name: str, count: int | None) -> None:
+        if count is None:
+            self.scale.pop(name, None)
+        else:
+            self.scale[name] = count
+        self._dirty = True
+
+    def set_node(self, name: str, availability: str = "active", **labels: str) -> None:
+        self.settings[name] = NodeSettings(availability=availability, labels=labels)
+        self._dirty = True
+
+    def lose(self, name: str, *, kill: bool = True) -> None:
+        """The node's session ends; with `kill` what it runs dies too."""
+        node = self.nodes[name]
+        node.up = node.held = False
+        if kill:
+            node.replicas.clear()
+            node.stopping.clear()
+        self._dirty = True
+
+    def bring_back(self, name: str) -> None:
+        node = self.nodes[name]
+        node.up = node.held = True
+        for assignment in self._planned(name):
+            known = any(report.id == assignment.id for report in node.reported)
+            if known and assignment.id not in node.replicas:
+                self._set(node, assignment, ReplicaState.FAILED, message="vanished")
+        self._act(node)
+        self._report(node)
+
+    def crash(self, id: str, *, oom: bool = False) -> None:
+        for node in self.nodes.values():
+            if id in node.replicas and not node.replicas[id].state.ended:
+                report = node.replicas[id]
+                node.replicas[id] = msgspec.structs.replace(
+                    report, state=ReplicaState.FAILED, since=self.now, exit=Exit(code=137, oom=oom)
+                )
+                self._report(node)
+
+    def set_ready(self, id: str, ready: bool) -> None:
+        for node in self.nodes.values():
+            if (report := node.replicas.get(id)) and report.state in (ReplicaState.READY, ReplicaState.RUNNING):
+                state = ReplicaState.READY if ready else ReplicaState.RUNNING
+                node.replicas[id] = msgspec.structs.replace(report, state=state, since=self.now)
+                self._report(node)
+
+    def change_leader(self) -> None:
+        """A new leader knows only what is in the store."""
+        self.memory = Memory()
+        self._dirty = True
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, seconds: float) -> None:
+        """Lets time pass."""
+        end = self.now + seconds
+        while True:
+            if self._dirty:
+                self._dirty = False
+                self.reconcile()
+            wake = self.last.wake_at
+            due = min(self._timers[0][0] if self._timers else end, end, end if wake is None else max(wake, self.now))
+            self.now = max(self.now, due)
+            if wake is not None and wake <= self.now:
+                self._dirty = True
+            while self._timers and self._timers[0][0] <= self.now:
+                heapq.heappop(self._timers)[2]()
+            if self.now >= end and not self._dirty:
+                return
+
+    def run_until(self, condition: Callable[[], bool], within: float = 600.0) -> float:
+        """Lets time pass until the condition holds; returns how long that took."""
+        start = self.now
+        while not condition():
+            assert self.now - start < within, f"not within {within:g} s:\n{self.story()}"
+            self.run(0.1)
+        return self.now - start
+
+    def reconcile(self) -> Outcome:
+        """One look; what it decides is written, seen by the agents, and checked."""
+        view = self.view()
+        outcome = reconcile(view, self.now, self._new_id, self.memory)
+        self.reconciles += 1
+        self.last, self.memory = outcome, outcome.memory
+        assert not outcome.faults, outcome.faults
+        self.plans.update(outcome.services)
+        self.node_plans.update(outcome.nodes)
+        for service in outcome.removed_services:
+            del self.plans[service]
+        for node in outcome.removed_nodes:
+            del self.node_plans[node]
+        for name in outcome.nodes:
+            if name in self.nodes:
+                self._after(self.delay, lambda node=self.nodes[name]: self._act(node))  # type: ignore[misc]
+        self.check()
+        if self.watch:
+            self.watch()
+        return outcome
+
+    def view(self) -> View:
+        nodes = {
+            node.name: NodeView(self._document(node), node.held, self.index)
+            for node in self.nodes.values()
+            if not node.forgotten
+        }
+        return View(
+            index=self.index,
+            config=self.config,
+            wishes=dict(self.wishes),
+            scale=dict(self.scale),
+            settings=dict(self.settings),
+            plans=dict(self.plans),
+            node_plans=dict(self.node_plans),
+            nodes=nodes,
+        )
+
+    def _document(self, node: FakeNode) -> NodeReport:
+        return NodeReport(
+            node=node.name,
+            address="127.0.0.1",
+            runtime=node.runtime,
+            labels=node.labels,
+            capacity=node.capacity,
+            replicas=list(node.reported),
+        )
+
+    def _new_id(self) -> str:
+        return f"{next(self._ids) % 65536:04x}"
+
+    # ── agents ───────────────────────────────────────────────────────────────────────────────
+
+    def _after(self, seconds: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self.now + seconds, next(self._order), do))
+
+    def _planned(self, name: str) -> list[Assignment]:
+        plan = self.node_plans.get(name)
+        return list(plan.replicas) if plan else []
+
+    def _behaviour(self, node: FakeNode, assignment: Assignment) -> Behaviour:
+        spec = self.node_plans[node.name].specs[f"{assignment.service}@{assignment.release}"]
+        return self.behave.get(spec.get("image", ""), Behaviour())
+
+    def _act(self, node: FakeNode) -> None:
+        """The agent looks at its plan."""
+        if not node.up or node.name not in self.node_plans:
+            return
+        planned = {assignment.id: assignment for assignment in self._planned(node.name)}
+        for id in list(node.replicas):
+            if id not in planned and node.replicas[id].state.ended:
+                del node.replicas[id]
+            elif id not in planned or planned[id].want is Want.STOP:
+                self._stop(node, id)
+        for id, assignment in planned.items():
+            if id in node.replicas:
+                continue
+            if assignment.want is Want.STOP:
+                self._set(node, assignment, ReplicaState.STOPPED)
+                continue
+            behaviour = self._behaviour(node, assignment)
+            self._set(node, assignment, ReplicaState.STARTING)
+            self._after(0.1, lambda id=id: self._move(node, id, ReplicaState.RUNNING))  # type: ignore[misc]
+            if behaviour.ready_after is not None:
+                ready = max(0.1, behaviour.ready_after)
+                self._after(ready, lambda id=id: self._move(node, id, ReplicaState.READY))  # type: ignore[misc]
+            if behaviour.crash_after is not None:
+                self._after(behaviour.crash_after, lambda id=id: self.crash(id))  # type: ignore[misc]
+        self._report(node)
+
+    def _stop(self, node: FakeNode, id: str) -> None:
+        if id in node.stopping or node.replicas[id].state.ended:
+            return
+        node.stopping.add(id)
+        self._move(node, id, ReplicaState.DRAINING)
+        self._after(0.2, lambda: self._move(node, id, ReplicaState.STOPPED))
+
+    def _set(self, node: FakeNode, assignment: Assignment, state: ReplicaState, message: str = "") -> None:
+        node.replicas[assignment.id] = ReplicaReport(
+            id=assignment.id,
+            service=assignment.service,
+            slot=assignment.slot,
+            release=assignment.release,
+            state=state,
+            since=self.now,
+            message=message,
+            address="127.0.0.1",
+        )
+
+    def _move(self, node: FakeNode, id: str, state: ReplicaState) -> None:
+        report = node.replicas.get(id)
+        if report is None or report.state.ended or not may_follow(report.state, state):
+            return
+        node.replicas[id] = msgspec.structs.replace(report, state=state, since=self.now)
+        if state is ReplicaState.STOPPED:
+            node.stopping.discard(id)
+            if all(id != assignment.id for assignment in self._planned(node.name)):
+                del node.replicas[id]
+        self._report(node)
+
+    def _report(self, node: FakeNode) -> None:
+        """The report reaches the store a little later, if the node can reach it."""
+
+        def arrive() -> None:
+            if node.up:
+                node.reported = list(node.replicas.values())
+                self._dirty = True
+
+        self._after(self.delay, arrive)
+
+    # ── what a test looks at ─────────────────────────────────────────────────────────────────
+
+    def running(self, service: str = "web") -> list[ReplicaReport]:
+        """What really runs and is not on its way out, by slot."""
+        states = (ReplicaState.STARTING, ReplicaState.RUNNING, ReplicaState.READY)
+        found = [report for node in self.nodes.values() for report in node.replicas.values()
+                 if report.service == service and report.state in states]  # fmt: skip
+        return sorted(found, key=lambda report: (str(report.slot).zfill(8), report.id))
+
+    def ready(self, service: str = "web") -> list[str]:
+        return [report.id for report in self.running(service) if report.state is ReplicaState.READY]
+
+    def node_of(self, id: str) -> str:
+        return next(name for name, plan in self.node_plans.items() if any(one.id == id for one in plan.replicas))
+
+    def spread(self, service: str = "web") -> dict[str, int]:
+        """How many replicas of the service each node is planned to run."""
+        counts = Counter(
+            name for name in self.node_plans for one in self._planned(name)
+            if one.service == service and one.want is Want.RUN
+        )  # fmt: skip
+        return dict(sorted(counts.items()))
+
+    def settled(self) -> bool:
+        """Every desired replica is ready, nothing else runs, and no rollout is under way."""
+        for service in self.wishes:
+            plan = self.plans.get(service)
+            if plan is None or not plan.releases or plan.rollout.state != "idle":
+                return False
+            if len(self.ready(service)) != plan.desired or len(self.running(service)) != plan.desired:
+                return False
+        planned = sum(len(plan.replicas) for plan in self.node_plans.values())
+        return planned == sum(plan.desired for plan in self.plans.values()) and self.plans.keys() == self.wishes.keys()
+
+    def settle(self, within: float = 600.0) -> float:
+        self.run(0.1)
+        return self.run_until(self.settled, within)
+
+    def events(self, service: str = "web") -> list[str]:
+        return [event.text for event in self.plans[service].events]
+
+    def story(self) -> str:
+        lines = [f"t={self.now - 1_000_000:.2f}"]
+        for plan in self.plans.values():
+            lines.append(f"{plan.service}: {plan.desired} desired, {plan.rollout}, {plan.pending} {plan.errors}")
+            lines += [f"   {event.time - 1_000_000:8.2f} {event.text} ({event.cause})" for event in plan.events[-12:]]
+        for name, node_plan in self.node_plans.items():
+            node = self.nodes.get(name)
+            lines.append(f"{name}: lost={node_plan.lost} held={node.held if node else None}")
+            for one in node_plan.replicas:
+                state = node.replicas[one.id].state if node and one.id in node.replicas else "-"
+                lines.append(f"   {one.id} {one.want} release {one.release} {state}")
+        return "\n".join(lines)
+
+    # ── what must always hold ────────────────────────────────────────────────────────────────
+
+    def check(self) -> None:
+        """The invariants that hold after every reconcile."""
+        slots: dict[tuple[str, object], list[Assignment]] = defaultdict(list)
+        ids: set[str] = set()
+        for name, plan in self.node_plans.items():
+            self._check_capacity(name, plan)
+            for assignment in plan.replicas:
+                assert assignment.id not in ids, f"{assignment.id} is planned twice\n{self.story()}"
+                ids.add(assignment.id)
+                if assignment.want is Want.RUN:
+                    slots[assignment.service, assignment.slot].append(assignment)
+        for (service, slot), assignments in slots.items():
+            assert len(assignments) <= 2, f"{service} slot {slot} has {len(assignments)} replicas\n{self.story()}"
+        for node in self.nodes.values():
+            for report in node.reported:
+                before = self._states.get(report.id, report.state)
+                assert may_follow(before, report.state), f"{report.id} went from {before} to {report.state}"
+                self._states[report.id] = report.state
+
+    def _check_capacity(self, name: str, plan: NodePlan) -> None:
+        node = self.nodes.get(name)
+        if node is None:
+            return
+        used: Counter[str] = Counter()
+        ports: Counter[int] = Counter()
+        runs: Mapping[str, ReplicaReport] = node.replicas if node.up else {}
+        planned = {assignment.id for assignment in plan.replicas}
+        services = [(one.service, one.release) for one in plan.replicas]
+        services += [
+            (one.service, one.release) for one in runs.values() if one.id not in planned and not one.state.ended
+        ]
+        for service, number in services:
+            releases = self.plans[service].releases if service in self.plans else []
+            for release in releases:
+                if release.number == number:
+                    spec = parse_spec(release.spec)
+                    used["cpu"] += spec.resources.cpu
+                    used["memory"] += spec.resources.memory
+                    used.update(spec.resources.counts)
+                    ports.update(port.host_port for port in spec.ports.values() if port.host_port)
+        room = {"cpu": node.capacity.cpu, "memory": node.capacity.memory, **node.capacity.resources}
+        over = {what: amount for what, amount in used.items() if amount > room.get(what, 0)}
+        assert not over, f"{name} is over its capacity: {over} of {room}\n{self.story()}"
+        doubled = [port for port, count in ports.items() if count > 1]
+        assert not doubled, f"{name} has host port {doubled} twice\n{self.story()}"
