@@ -111,9 +111,9 @@ class EmbeddedStore:
         loopback = is_loopback(host)
         if not loopback:
             log.warning("store is open to the network, without TLS or tokens address=%s", self._settings.listen)
-        # Blocking queries end with the server: they have nothing to finish.
+        # Blocking queries end with the server: they have nothing to finish. (0 would mean: wait for ever.)
         application = ConsulApi(self).application(loopback=loopback)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.0)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port, backlog=1024).start()

@@ -1,0 +1,137 @@
+"""A real Consul server of one's own for a test: free loopback ports, its own folder, and faults at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from mesh.settings import StoreSettings
+
+START_TIMEOUT = 30.0
+"""Seconds for a server alone to elect itself."""
+
+
+def consul_binary() -> str:
+    return os.environ.get("MESH_TEST_CONSUL", "consul")
+
+
+def free_port() -> int:
+    """A port that is free on loopback for TCP and UDP (Consul's gossip uses both)."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class ConsulServer:
+    """`with ConsulServer(folder) as consul`: one server with `raft_multiplier` 1 and session TTLs from 1 s.
+
+    Its data survive `kill`, and `start` brings it back; both block, so inside a loop run them in a thread.
+    `config` is merged into its configuration.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+        self._folder = folder
+        self._http, server, serf_lan, serf_wan = (free_port() for _ in range(4))
+        self._config: dict[str, Any] = {
+            "server": True,
+            "bootstrap_expect": 1,
+            "node_name": "test",
+            "data_dir": str(folder / "data"),
+            "bind_addr": "127.0.0.1",
+            "client_addr": "127.0.0.1",
+            "ports": {
+                "http": self._http,
+                "server": server,
+                "serf_lan": serf_lan,
+                "serf_wan": serf_wan,
+                "dns": -1,
+                "grpc": -1,
+            },
+            "performance": {"raft_multiplier": 1},
+            "session_ttl_min": "1s",
+            "disable_update_check": True,
+            "log_level": "warn",
+        }
+        extra = dict(config or {})
+        self._config["ports"] |= extra.pop("ports", {})
+        self._config |= extra
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._http}"
+
+    @property
+    def settings(self) -> StoreSettings:
+        return StoreSettings(address=self.address)
+
+    def start(self) -> None:
+        """Starts it and returns when it takes writes."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / "config.json"
+        file.write_text(json.dumps(self._config))
+        with (self._folder / "consul.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [consul_binary(), "agent", "-config-file", str(file)], stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._has_leader():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"consul does not start: {(self._folder / 'consul.log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As if the machine lost its power: nothing is said or saved any more."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """As if it hung; its sockets still accept."""
+        if self._process:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> ConsulServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def _has_leader(self) -> bool:
+        """A leader, and its own node in the catalog (sessions belong to a node)."""
+        try:
+            with urlopen(f"{self.address}/v1/status/leader", timeout=2) as answer:
+                if json.load(answer) == "":
+                    return False
+            with urlopen(f"{self.address}/v1/catalog/node/test", timeout=2) as answer:
+                return bool(json.load(answer))
+        except URLError as error:
+            # With ACLs the catalog is closed to strangers; a leader that says so is a leader.
+            return getattr(error, "code", 0) == 403
+        except (OSError, ValueError):
+            return False
