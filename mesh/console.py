@@ -44,6 +44,12 @@ def say(text: str = "") -> None:
     print(printable(text))
 
 
+def write(text: str) -> None:
+    """Somebody else's output, as it is when piped."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """One line beside the result: progress, hints."""
     print(printable(text), file=sys.stderr)
