@@ -103,14 +103,8 @@ class TcpConnection(asyncio.Protocol):
         self._connections.active(self)
 
     def _answer_what_came(self) -> None:
-        start = 0
-        buffer = self._buffer
-        while (
-            not self._transport.is_closing()
-            and not self._full
-            and self._waiting < _MOST_WAITING
-            and len(buffer) - start >= 2
-        ):
+        start, buffer = 0, self._buffer
+        while self._ready_for_more() and len(buffer) - start >= 2:
             end = start + 2 + int.from_bytes(buffer[start : start + 2], "big")
             if len(buffer) < end:
                 break
@@ -121,10 +115,13 @@ class TcpConnection(asyncio.Protocol):
         if start:
             del buffer[:start]
             self._mark_active()
-        if self._full or self._waiting >= _MOST_WAITING:
-            self._transport.pause_reading()
-        else:
+        if self._ready_for_more():
             self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _ready_for_more(self) -> bool:
+        return not self._full and self._waiting < _MOST_WAITING and not self._transport.is_closing()
 
     def _answer(self, message: bytes) -> None:
         outcome = self._connections.handler(message, self._client)

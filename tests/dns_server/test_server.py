@@ -126,7 +126,7 @@ async def test_two_processes_share_a_port() -> None:
     async with serving() as server:
         host, port = server.addresses[0]
         program = (
-            "import asyncio, sys\n"
+            "import asyncio, uvloop\n"
             "from mesh.dns.server import DnsServer\n"
             "from mesh.table import Table, TableService\n"
             "async def main():\n"
@@ -135,7 +135,7 @@ async def test_two_processes_share_a_port() -> None:
             "    await server.update(Table(services={'web': TableService(vip='10.96.0.8')}), None)\n"
             "    print('up', flush=True)\n"
             "    await asyncio.sleep(60)\n"
-            "asyncio.run(main())\n"
+            "uvloop.run(main())\n"
         )
         other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
         try:
