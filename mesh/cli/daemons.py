@@ -7,7 +7,7 @@ import typer
 
 from mesh import console
 from mesh.cli.base import Config, StoreAddress, TokenFile, command
-from mesh.settings import DnsSettings, EmbeddedStoreSettings, ProxySettings
+from mesh.settings import DnsSettings, ProxySettings
 from mesh.settings_sources import SettingsError, Sources, check_listen
 
 _PANEL = "Run it"
@@ -131,27 +131,21 @@ def store(
     config: Config = None,
 ) -> None:
     """The embedded store alone: speaks the part of Consul's HTTP API that the mesh uses."""
-    import asyncio
-
-    asyncio.run(_serve_store(Sources.read(config).embedded(data=data, listen=listen)))
-
-
-async def _serve_store(settings: EmbeddedStoreSettings) -> None:
-    import asyncio
-    import signal
-
+    from mesh.daemon import Stop, run_process
     from mesh.embedded import EmbeddedStore
 
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    server = EmbeddedStore(settings)
-    await server.start()
-    console.note(f"the store answers on {server.address}")
-    try:
-        await told_to_stop.wait()
-    finally:
-        await server.close()
+    settings = Sources.read(config).embedded(data=data, listen=listen)
+
+    async def serve(stop: Stop) -> None:
+        server = EmbeddedStore(settings)
+        await server.start()
+        console.note(f"the store answers on {server.address}, its database is in {settings.data}")
+        try:
+            await stop.wait()
+        finally:
+            await server.close()
+
+    raise typer.Exit(run_process(serve))
 
 
 @command(_PANEL, example="mesh dns --table table.json --listen 127.0.0.1:5353 --workers 2")

@@ -1,6 +1,5 @@
 """Logs and exec over the admin HTTP of agents: which agent to ask, its token, and lines from many at once."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -11,7 +10,9 @@ import aiohttp
 import msgspec
 
 from mesh import console
+from mesh.aio import Tasks
 from mesh.cli.base import Failed, Mesh
+from mesh.model import ReplicaState
 from mesh.settings_sources import Sources, dev_state, state_folder
 from mesh.status import ReplicaStatus, service_names, service_status
 from mesh.suggestion import suggestion
@@ -65,21 +66,30 @@ async def print_logs(mesh: Mesh, target: str, tail: int | None, printer: Printer
 async def follow_logs(mesh: Mesh, target: str, tail: int | None, printer: Printer) -> None:
     """What is there and what comes, of all replicas and of those that will be; ends by Ctrl-C only."""
     reading: set[str] = set()
+    met: set[str] = set()
 
     async def read(view: View, replica: ReplicaStatus) -> None:
+        again = replica.id in met  # its agent was restarted: what it printed before has been shown
+        met.add(replica.id)
         try:
-            async for text in agents.logs(view, replica, follow=True, tail=tail):
+            async for text in agents.logs(view, replica, follow=True, tail=0 if again else tail):
                 printer.line(replica.id, text)
         except Failed as failed:
             for sentence in failed.args:
                 console.note(sentence)
+        reading.discard(replica.id)
 
-    async with Agents(mesh) as agents, asyncio.TaskGroup() as readers:
-        async for view in mesh.views():
-            for replica in _replicas(view, target):
-                if replica.id not in reading and replica.state not in ("assigned", "pulling"):
-                    reading.add(replica.id)
-                    readers.create_task(read(view, replica))
+    readers = Tasks()
+    async with Agents(mesh) as agents:
+        try:
+            async for view in mesh.views():
+                for replica in _replicas(view, target):
+                    ended = replica.id in met and ReplicaState(replica.state).ended
+                    if replica.id not in reading and not ended and replica.state not in ("assigned", "pulling"):
+                        reading.add(replica.id)
+                        readers.spawn(read(view, replica), f"logs of {replica.id}")
+        finally:
+            await readers.close()
 
 
 async def run_inside(mesh: Mesh, replica: str, command: list[str], timeout: float) -> ExecAnswer:
