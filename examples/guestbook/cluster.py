@@ -87,7 +87,7 @@ class Cluster:
     def service(self, name: str) -> Mapping[str, Any]:
         """The service in the Table: its virtual IP, ports and endpoints."""
         with urllib.request.urlopen(f"{self.info['admin']}/v1/table", timeout=5) as answer:
-            found: Mapping[str, Any] = json.load(answer)["services"].get(name, {})
+            found: Mapping[str, Any] = json.load(answer).get("services", {}).get(name, {})
         return found
 
     def ready(self, name: str) -> dict[str, Mapping[str, Any]]:
