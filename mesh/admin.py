@@ -55,6 +55,7 @@ class Sources:
     metrics: Callable[[], Awaitable[list[Family]]]
     table: Callable[[], Table | None] | None = None
     replicas: Replicas | None = None
+    status: Callable[[], object] | None = None  # the scheduler's
 
 
 class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +102,8 @@ class Admin:
         app.router.add_get("/metrics", self._metrics)
         if self._sources.table:
             app.router.add_get("/v1/table", self._table)
+        if self._sources.status:
+            app.router.add_get("/v1/status", self._status)
         if self._sources.replicas:
             app.router.add_get("/v1/replicas", self._replicas)
             app.router.add_get("/v1/replicas/{id}/logs", self._logs)
@@ -160,6 +163,9 @@ class Admin:
         if table is None:
             raise web.HTTPServiceUnavailable(text="no Table yet\n")
         return _json(table)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return _json(self._sources.status() if self._sources.status else None)
 
     async def _replicas(self, _: web.Request) -> web.Response:
         return _json(self._agent.list())

@@ -259,6 +259,8 @@ class Agent:
             return
         self._vip_range = vip_range
         self._vips = await vip_route.choose(self._settings.vips, vip_range)
+        if self._vips.added:
+            (self._settings.state / "vip_route").write_text(vip_range)  # for whoever tidies up
         log.info("virtual IPs: %s: %s", self._vips.mode, self._vips.why)
         self._localise = Localiser(self._vips.mode, vip_route.first_port())
 

@@ -18,7 +18,8 @@ import uvloop
 
 from mesh import console
 from mesh.admin import Admin, Sources
-from mesh.settings import AgentSettings, DnsSettings, ProxySettings
+from mesh.metrics import Family
+from mesh.settings import AgentSettings, DnsSettings, ProxySettings, SchedulerSettings
 from mesh.startup import StartError, locked
 from mesh.store import StoreError
 from mesh.table_file import TableFile
@@ -123,6 +124,35 @@ async def _agent(settings: AgentSettings, stop: Stop) -> None:
         finally:
             restart = stop.signal is signal.SIGTERM
             await node.close(linger=LINGER if restart else 0.0)
+
+
+# ── scheduler ────────────────────────────────────────────────────────────────────────────────
+
+
+def run_scheduler(settings: SchedulerSettings) -> int:
+    """One scheduler; the lead passes to another at once when it is told to stop."""
+    return run_process(lambda stop: _scheduler(settings, stop))
+
+
+async def _scheduler(settings: SchedulerSettings, stop: Stop) -> None:
+    from mesh.consul import ConsulStore
+    from mesh.keys import Keys
+    from mesh.leader import Scheduler
+
+    store = ConsulStore(settings.store)
+    scheduler = Scheduler(store, Keys(settings.store.root), settings)
+
+    async def metrics() -> list[Family]:
+        return scheduler.metrics()
+
+    admin = Admin(settings.admin_listen, Sources(waiting_for=list, metrics=metrics, status=scheduler.status))
+    try:
+        await admin.start()
+        settle()
+        await until_stopped(scheduler.run(), stop)
+    finally:
+        await admin.close()
+        await store.close()
 
 
 # ── dns and proxy from a file ────────────────────────────────────────────────────────────────

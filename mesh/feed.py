@@ -157,7 +157,7 @@ class Feed:
         self._table: Table | None = None
         self._sequence = 0
         self._links: set[Link] = set()
-        self._acknowledged = asyncio.Condition()
+        self._told = asyncio.Condition()
         self._diffs: dict[tuple[int, int], TableDelta] = {}
 
     @property
@@ -183,11 +183,16 @@ class Feed:
         self._table = table
         return self._sequence
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for a condition on the links: their coming and going, and what they have applied."""
+        async with self._told:
+            await self._told.wait_for(condition)
+
     async def acknowledged(self, sequence: int, timeout: float) -> bool:
         """Waits until every connected worker has applied `sequence`; False if one did not in time."""
         try:
-            async with asyncio.timeout(timeout), self._acknowledged:
-                await self._acknowledged.wait_for(lambda: all(link.applied >= sequence for link in self._links))
+            async with asyncio.timeout(timeout):
+                await self.until(lambda: all(link.applied >= sequence for link in self._links))
         except TimeoutError:
             return False
         return True
@@ -238,8 +243,8 @@ class Feed:
             await self._tell(changed=True)
 
     async def _tell(self, *, changed: bool) -> None:
-        async with self._acknowledged:
-            self._acknowledged.notify_all()
+        async with self._told:
+            self._told.notify_all()
         if changed:
             self._on_change()
 

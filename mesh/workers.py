@@ -63,18 +63,13 @@ class Workers:
     def table(self) -> Table | None:
         return self._feed.table
 
-    @property
-    def orphans(self) -> bool:
-        """True if workers of an earlier supervisor still run."""
-        return any(slot.orphan() is not None for slot in self._slots)
-
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._feed.start()
         self._tasks.spawn(self._run(), "workers")
 
     async def _run(self) -> None:
-        if not self.orphans:
+        if not orphans(self._folder):
             await self._ports_are_free()
         async with asyncio.TaskGroup() as group:
             for slot in self._slots:
@@ -104,6 +99,10 @@ class Workers:
         """Workers that do not answer from a Table yet."""
         serving = {(link.hello.kind, link.hello.number) for link in self._feed.links if link.applied}
         return [slot.name for slot in self._slots if (slot.kind, slot.number) not in serving]
+
+    async def serving(self) -> None:
+        """Returns when every worker answers from a Table."""
+        await self._feed.until(lambda: not self.waiting())
 
     def problems(self) -> list[str]:
         own = {self._problem, *(slot.problem for slot in self._slots)} - {""}
@@ -161,18 +160,9 @@ class _Slot:
         self._links[link.hello.pid] = link
         self._news.set()
 
-    def orphan(self) -> int | None:
-        """The process id of a worker that an earlier supervisor started in this place."""
-        try:
-            pid = int(self._pid_file.read_text())
-            command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return None
-        return pid if os.fsencode(self._socket) in command_line.split(b"\0") else None
-
     async def run(self) -> None:
         """Keeps the place filled for ever."""
-        if orphan := self.orphan():
+        if orphan := _running(self._pid_file):
             await self._adopt(orphan)
         backoff = Backoff(0.1, 5.0)
         loop = asyncio.get_running_loop()
@@ -272,6 +262,21 @@ class _Slot:
         if self._process:
             self._process.wait()
         self._pid_file.unlink(missing_ok=True)
+
+
+def orphans(folder: Path) -> bool:
+    """True if workers that an earlier supervisor started with this folder still run."""
+    return any(_running(pid_file) is not None for pid_file in folder.glob("*.pid"))
+
+
+def _running(pid_file: Path) -> int | None:
+    """The process of the worker whose id is in the file."""
+    try:
+        pid = int(pid_file.read_text())
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(pid_file.parent / "feed.sock") in command_line.split(b"\0") else None
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
