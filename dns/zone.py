@@ -111,7 +111,7 @@ class Zone:
         if delta.nodes:
             changed |= {("node", node.lower()) for node in delta.nodes}
             seen = (nodes.get(node) for node in delta.nodes for nodes in (old.nodes, table.nodes))
-            changed |= {("address", node.address) for node in seen if node}
+            changed |= {("address", _canonical(node.address)) for node in seen if node}
             self._index_nodes()
         return changed
 
@@ -170,7 +170,7 @@ class Zone:
         self._nodes = {node.lower(): node for node in self._table.nodes}
         self._nodes_at: dict[str, list[str]] = {}
         for name, node in self._table.nodes.items():
-            self._nodes_at.setdefault(node.address, []).append(name)
+            self._nodes_at.setdefault(_canonical(node.address), []).append(name)
 
     # ── Where a name belongs ─────────────────────────────────────────────────────────────────
 
@@ -259,10 +259,10 @@ class Zone:
         """Every name that has the address, with its TTL."""
         for service_name in self._services_at.get(address, ()):
             service = self._table.services[service_name]
-            if service.vip == address:
+            if _canonical(service.vip) == address:
                 yield dns_name((service_name, "svc", *self._domain)), service.ttl
             for endpoint in service.endpoints:
-                if endpoint.address == address:
+                if _canonical(endpoint.address) == address:
                     yield self._instance_name(service_name, endpoint), service.ttl
         for node in self._nodes_at.get(address, ()):
             yield dns_name((*node.split("."), "node", *self._domain)), TTL
@@ -359,6 +359,11 @@ def _family(address: str) -> socket.AddressFamily | None:
     return family
 
 
+def _canonical(address: str) -> str:
+    """One spelling per address, as `_single` has it."""
+    return str(ipaddress.IPv6Address(address)) if _family(address) == socket.AF_INET6 else address
+
+
 def _addresses(addresses: Iterable[str], qtype: int) -> list[RD]:
     if qtype == QTYPE.A:
         return [A(address) for address in dict.fromkeys(addresses) if _family(address) == socket.AF_INET]
@@ -385,8 +390,8 @@ def _presence(service: TableService | None) -> set[tuple[str, str, int]]:
     """(address, instance or "" for the VIP, TTL): all of a service that PTR records are made from."""
     if service is None:
         return set()
-    present = {(endpoint.address, endpoint.id, service.ttl) for endpoint in service.endpoints}
-    return present | {(service.vip, "", service.ttl)} if service.vip else present
+    present = {(_canonical(endpoint.address), endpoint.id, service.ttl) for endpoint in service.endpoints}
+    return present | {(_canonical(service.vip), "", service.ttl)} if service.vip else present
 
 
 def _single(name: names.Reverse) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dnslib import QTYPE
 
-from mesh.dns.names import labels_of
+from mesh.dns.names import labels_of, reverse_name
 from mesh.dns.zone import APEX, Zone
 from mesh.table import Table, TableNode, TableService, apply_delta, table_diff
 from tests.dns_server.zones import SOA, VIP_SOA, Case, case, guestbook, instance, nodata, nxdomain
@@ -176,6 +176,12 @@ def test_vip_ranges_of_any_size(vip_range: str, vip: str, apex: str) -> None:
     assert str(soa.answer[0].owner) == f"{apex}."
     above = labels_of(apex)[1:]
     assert zone.answer(above, QTYPE.SOA) is None
+
+
+def test_an_ipv6_address_is_found_however_it_is_spelled() -> None:
+    zone = Zone(Table(services={"web": TableService(vip="FD00::0:7")}))
+    case("web.svc.cluster AAAA", "5 IN AAAA fd00::7").check(zone)
+    case(".".join(reverse_name("fd00::7")) + " PTR", "5 IN PTR web.svc.cluster.").check(zone)
 
 
 def test_what_an_update_says_has_changed() -> None:
