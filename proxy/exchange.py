@@ -256,7 +256,9 @@ class Exchange:
         """Answers in the service's stead."""
         self._leave_upstream()
         text = f"{self.backend.name}: {self._failure}" if self._failure else self.backend.why_unavailable()
-        keep_alive = self.request.keep_alive and self.request.version == 1 and not self.request_open
+        keep_alive = (
+            self.request.keep_alive and self.request.version == 1 and not self.request_open and not self.backend.gone
+        )
         self.client.write(
             headers.error_response(status, text, head_only=self.request.method == b"HEAD", keep_alive=keep_alive)
         )

@@ -23,7 +23,7 @@ MAX_FIELDS: Final = 100
 HEAD_END: Final = b"\r\n\r\n"
 
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e\x80-\xff]+")  # no controls, no space, no fragment
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)(.*)", re.DOTALL)
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?@]+)([/?].*)?")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -228,7 +228,8 @@ def _target(request: Request, target: bytes, hosts: list[bytes] | None) -> None:
     if match is None or _HOST.fullmatch(match[1]) is None:
         raise Malformed("a target that is neither a path nor an absolute http URL")
     request.host = match[1]  # RFC 9112, 3.2.2: the authority of the target wins over Host
-    request.target = match[2] if match[2].startswith(b"/") else b"/" + match[2]
+    rest = match[2] or b"/"
+    request.target = rest if rest.startswith(b"/") else b"/" + rest
 
 
 def parse_response(head: bytes, method: bytes) -> Response:

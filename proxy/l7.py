@@ -13,6 +13,7 @@ from mesh.proxy.body import Malformed
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
+from mesh.proxy.stats import Stats
 from mesh.proxy.timers import NEVER, Timed
 
 HEAD_TIMEOUT = 10.0
@@ -30,10 +31,10 @@ _RESET = struct.pack("ii", 1, 0)
 class Site(Protocol):
     """What a listener serves: the backend for each request."""
 
-    def backend_for(self, request: Request) -> Backend | None: ...
+    stats: Stats  # counts the client connections
 
-    def connected(self, change: int) -> None:
-        """Counts client connections, +1 or -1."""
+    def backend_for(self, request: Request) -> Backend:
+        """Raises Refused if there is none."""
 
 
 class ClientConnection(asyncio.Protocol, Timed):
@@ -70,7 +71,8 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.peer = host.encode()
         self.trusted = self.context.trusts(host)
         self.context.clients.add(self)
-        self._site.connected(1)
+        self._site.stats.connections += 1
+        self._site.stats.opened += 1
         self.context.wheel.watch(self, self.context.wheel.now + CLIENT_IDLE)
 
     def data_received(self, data: bytes) -> None:
@@ -89,7 +91,7 @@ class ClientConnection(asyncio.Protocol, Timed):
     def connection_lost(self, error: Exception | None) -> None:
         self.deadline = NEVER
         self.context.client_left(self)
-        self._site.connected(-1)
+        self._site.stats.connections -= 1
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_lost()
@@ -152,10 +154,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         end += len(HEAD_END)
         self._buffer = data[end:]
         request = parse_request(data[:end])
-        backend = self._site.backend_for(request)
-        if backend is None:
-            raise Refused(404, f"no route for {request.host.decode('latin-1')}")
-        self._exchange = exchange = Exchange(self, request, backend)
+        self._exchange = exchange = Exchange(self, request, self._site.backend_for(request))
         exchange.start()
         return True
 

@@ -6,9 +6,26 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 BACKLOG = 1024
+
+
+class Opened(Protocol):
+    """A listener in use: a server or a datagram transport."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to listen on, and what then speaks there."""
+
+    address: str  # ip:port
+    kind: str  # http | tcp | udp; one that changes closes the old listener
+    protocol: Callable[[], asyncio.BaseProtocol]
 
 
 class Listeners:
@@ -16,48 +33,60 @@ class Listeners:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._open: dict[str, tuple[str, asyncio.Server]] = {}
-        self._failed: dict[str, tuple[str, Callable[[], asyncio.Protocol], str]] = {}
+        self._open: dict[str, tuple[Wanted, Opened]] = {}
+        self._failed: dict[str, tuple[Wanted, str]] = {}
 
     def problems(self) -> list[str]:
-        return [problem for _, _, problem in self._failed.values()]
+        return [problem for _, problem in self._failed.values()]
 
-    def addresses(self) -> dict[str, str]:
-        """Name → `host:port` of what is open."""
-        return {name: address for name, (address, _) in self._open.items()}
-
-    async def update(self, wanted: dict[str, tuple[str, Callable[[], asyncio.Protocol]]]) -> None:
-        """Opens and closes so that exactly `wanted` (name → address, protocol factory) is listened on.
-
-        A listener whose address stays is not touched.
-        """
+    async def update(self, wanted: Mapping[str, Wanted]) -> None:
+        """Opens and closes so that exactly `wanted` is listened on; a listener that stays is not touched."""
         self._failed = {}
-        for name, (address, _) in list(self._open.items()):
-            if name not in wanted or wanted[name][0] != address:
-                self._open.pop(name)[1].close()
-        for name, (address, factory) in wanted.items():
+        for name, (old, opened) in list(self._open.items()):
+            new = wanted.get(name)
+            if new is None or (new.address, new.kind) != (old.address, old.kind):
+                del self._open[name]
+                opened.close()
+        for name, each in wanted.items():
             if name not in self._open:
-                await self._try(name, address, factory)
+                await self._try(name, each)
 
     async def retry(self) -> None:
         """Tries again what could not be opened."""
         failed, self._failed = self._failed, {}
-        for name, (address, factory, _) in failed.items():
-            await self._try(name, address, factory)
+        for name, (wanted, _) in failed.items():
+            await self._try(name, wanted)
 
-    async def _try(self, name: str, address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+    async def _try(self, name: str, wanted: Wanted) -> None:
         try:
-            opened = listening_socket(address)
+            self._check_taken(wanted)
+            self._open[name] = (wanted, await self._listen(wanted))
         except (OSError, ValueError) as error:
-            self._failed[name] = (address, factory, f"{name}: cannot listen on {address}: {explain(error)}")
-            return
-        self._open[name] = (address, await self._loop.create_server(factory, sock=opened, backlog=BACKLOG))
+            self._failed[name] = (wanted, f"{name}: cannot listen on {wanted.address}: {explain(error)}")
 
-    async def close(self) -> None:
-        for _, server in self._open.values():
-            server.close()
+    def _check_taken(self, wanted: Wanted) -> None:
+        """Two names on one address would share its connections at random: SO_REUSEPORT lets them."""
+        for other, (taken, _) in self._open.items():
+            if taken.address == wanted.address and (taken.kind == "udp") == (wanted.kind == "udp"):
+                raise ValueError(f"{other} listens there; give one of them another `listen`")
+
+    async def _listen(self, wanted: Wanted) -> Opened:
+        if wanted.kind == "udp":
+            bound = bind(wanted.address, socket.SOCK_DGRAM)
+            transport, _ = await self._loop.create_datagram_endpoint(_datagram(wanted), sock=bound)
+            return transport
+        bound = bind(wanted.address, socket.SOCK_STREAM)
+        return await self._loop.create_server(wanted.protocol, sock=bound, backlog=BACKLOG)
+
+    def close(self) -> None:
+        for _, opened in self._open.values():
+            opened.close()
         self._open = {}
         self._failed = {}
+
+
+def _datagram(wanted: Wanted) -> Callable[[], asyncio.DatagramProtocol]:
+    return wanted.protocol  # type: ignore[return-value]  # by its kind
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -67,29 +96,30 @@ def parse_address(address: str) -> tuple[str, int]:
         ValueError: if it is neither.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError("must be ADDRESS:PORT")
+    if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError("it must be ADDRESS:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def listening_socket(address: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A bound socket on `address` that other workers may share.
+def bind(address: str, kind: socket.SocketKind) -> socket.socket:
+    """A socket bound to `address` that other workers may share.
 
     Raises:
         OSError: if it cannot be bound.
         ValueError: if the address is none.
     """
     host, port = parse_address(address)
-    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
     try:
-        opened.setblocking(False)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        opened.bind((host, port))
+        bound.setblocking(False)
+        if kind == socket.SOCK_STREAM:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((host, port))
     except OSError:
-        opened.close()
+        bound.close()
         raise
-    return opened
+    return bound
 
 
 def explain(error: Exception) -> str:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mesh.aio import Tasks
 from mesh.metrics import Family
-from mesh.proxy import stats
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
-from mesh.proxy.http1 import Request
+from mesh.proxy.http1 import Refused, Request
 from mesh.proxy.l4 import TcpSession
 from mesh.proxy.l7 import ClientConnection
-from mesh.proxy.listener import Listeners
-from mesh.table import Table, TableDelta, TablePort, TableService
-
-log = logging.getLogger(__name__)
+from mesh.proxy.listener import Listeners, Wanted
+from mesh.proxy.route import Router
+from mesh.proxy.stats import Stats, families
+from mesh.proxy.udp import UdpListener
+from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService
 
 RETRY_SECONDS = 1.0
 """Between two attempts to open listeners that could not be opened."""
@@ -30,17 +30,33 @@ class ServiceSite:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.stats = backend.stats
 
-    def backend_for(self, request: Request) -> Backend | None:
+    def backend_for(self, request: Request) -> Backend:
         return self._backend
 
-    def connected(self, change: int) -> None:
-        self._backend.stats.connections += change
-        self._backend.stats.opened += change > 0
+
+class RouteSite:
+    """The listener of one or more routes; its rules may change while connections are open."""
+
+    def __init__(self, backend_of: Callable[[str, str, str | None], Backend | None]) -> None:
+        self._backend_of = backend_of
+        self.router = Router(())
+        self.stats = Stats()
+
+    def backend_for(self, request: Request) -> Backend:
+        """Raises Refused: 404 where no rule matches, 503 where its service is not there."""
+        target = self.router.target(request)
+        if target is None:
+            raise Refused(404, "no route for this host and path")
+        backend = self._backend_of(target.service, target.port, target.tag)
+        if backend is None:
+            raise Refused(503, f"{target.service}.{target.port}: no such service and port")
+        return backend
 
 
 class ProxyServer:
-    """Proxies every service port of a Table. `node`: this host's name, for choices that prefer what is near.
+    """Proxies every service port and route of a Table. `node`: this host's name, for choices that prefer what is near.
 
     Args:
         trust: networks whose X-Forwarded-… fields are believed and added to (default: nobody's).
@@ -50,7 +66,8 @@ class ProxyServer:
         self.node = node
         self._trust = trust
         self._backends: dict[tuple[str, str], Backend] = {}
-        self._unserved: list[str] = []
+        self._tagged: dict[tuple[str, str, str], Backend] = {}
+        self._sites: dict[str, RouteSite] = {}  # by address
         self._tasks = Tasks()
 
     async def start(self) -> None:
@@ -66,6 +83,8 @@ class ProxyServer:
         known = {service for service, _ in self._backends}
         for name in table.services.keys() | known if delta is None else delta.services:
             self._update_service(name, table.services.get(name))
+        if delta is None or delta.routes or delta.services:
+            self._update_routes(table)
         async with self._lock:
             await self._listeners.update(self._wanted(table))
 
@@ -76,26 +95,45 @@ class ProxyServer:
         for key in [key for key in self._backends if key[0] == name and key[1] not in ports]:
             self._backends.pop(key).update(None)
 
-    def _wanted(self, table: Table) -> dict[str, tuple[str, Callable[[], asyncio.Protocol]]]:
+    def _update_routes(self, table: Table) -> None:
+        targets = {(target.service, target.port, target.tag)
+                   for route in table.routes.values() for rule in route.rules for target in rule.to}  # fmt: skip
+        old, self._tagged = self._tagged, {}
+        for service, port, tag in targets:
+            if tag is not None and (whole := self._backends.get((service, port))) is not None:
+                key = (service, port, tag)
+                kept = old.pop(key, None)
+                self._tagged[key] = kept or Backend(service, port, tag, whole.stats)
+                self._tagged[key].update(table.services[service])
+        for backend in old.values():
+            backend.update(None)
+        by_address = _routes_by_address(table.routes)
+        self._sites = {address: self._sites.get(address) or RouteSite(self._backend_of) for address in by_address}
+        for address, routes in by_address.items():
+            self._sites[address].router = Router([rule for _, route in routes for rule in route.rules])
+
+    def _backend_of(self, service: str, port: str, tag: str | None) -> Backend | None:
+        if tag is None:
+            return self._backends.get((service, port))
+        return self._tagged.get((service, port, tag))
+
+    def _wanted(self, table: Table) -> dict[str, Wanted]:
         """What to listen on. Nothing for services that have neither a VIP nor a `listen`."""
-        wanted: dict[str, tuple[str, Callable[[], asyncio.Protocol]]] = {}
-        self._unserved = []
+        wanted: dict[str, Wanted] = {}
         for name, service in table.services.items():
             for port_name, port in service.ports.items():
-                where = f"{name}.{port_name}"
-                address = port.listen or (f"{service.vip}:{port.port}" if service.vip else None)
-                if port.protocol == "udp":
-                    self._unserved.append(f"{where}: udp is not served yet")
-                elif address is not None:
-                    wanted[where] = (address, self._factory(self._backends[name, port_name], port))
+                if address := port.listen or (f"{service.vip}:{port.port}" if service.vip else None):
+                    backend = self._backends[name, port_name]
+                    wanted[backend.name] = Wanted(address, port.protocol, self._factory(backend, port))
+        for address, routes in _routes_by_address(table.routes).items():
+            names = ", ".join(f"route {name}" for name, _ in routes)
+            wanted[names] = Wanted(address, "http", partial(ClientConnection, self._sites[address], self._context))
         return wanted
 
-    def _factory(self, backend: Backend, port: TablePort) -> Callable[[], asyncio.Protocol]:
-        context = self._context
+    def _factory(self, backend: Backend, port: TablePort) -> Callable[[], asyncio.BaseProtocol]:
         if port.protocol == "http":
-            site = ServiceSite(backend)
-            return lambda: ClientConnection(site, context)
-        return lambda: TcpSession(backend, context)
+            return partial(ClientConnection, ServiceSite(backend), self._context)
+        return partial(UdpListener if port.protocol == "udp" else TcpSession, backend, self._context)
 
     async def _retry_listeners(self) -> None:
         while True:
@@ -106,17 +144,18 @@ class ProxyServer:
     def problems(self) -> list[str]:
         settings = [f"{backend.name}: traffic.{problem}"
                     for backend in self._backends.values() for problem in backend.problems]  # fmt: skip
-        return self._listeners.problems() + self._unserved + settings
+        return self._listeners.problems() + settings
 
     def metrics(self) -> list[Family]:
-        return stats.families({key: backend.stats for key, backend in self._backends.items()})
+        counted = {key: backend.stats for key, backend in self._backends.items()}
+        return families(counted | {("routes", address): site.stats for address, site in self._sites.items()})
 
     async def close(self) -> None:
         """Accepts no more, lets open work end within a few seconds, closes."""
         context = self._context
         context.closing = True
         await self._tasks.close()
-        await self._listeners.close()
+        self._listeners.close()
         for client in list(context.clients):
             client.close_when_idle()
         await context.emptied(CLOSE_SECONDS)
@@ -124,7 +163,15 @@ class ProxyServer:
             client.transport.abort()
         for session in list(context.sessions):
             session.end(reset=True)
-        for backend in self._backends.values():
+        for backend in [*self._backends.values(), *self._tagged.values()]:
             backend.close()
         await context.tasks.close()
         context.wheel.close()
+
+
+def _routes_by_address(routes: Mapping[str, TableRoute]) -> dict[str, list[tuple[str, TableRoute]]]:
+    """Routes that share a listener are one set of rules."""
+    by_address: dict[str, list[tuple[str, TableRoute]]] = {}
+    for name, route in routes.items():
+        by_address.setdefault(route.listen, []).append((name, route))
+    return by_address

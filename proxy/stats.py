@@ -54,7 +54,7 @@ def families(stats: Mapping[tuple[str, str], Stats]) -> list[Family]:
             for each, labels in all_of for digit, count in enumerate(each.classes) if count
         ]),
         Family("mesh_proxy_request_seconds", "From a request's head to the end of its response.", "histogram", [
-            sample for each, labels in all_of for sample in _histogram(each, labels)
+            sample for each, labels in all_of if any(each.latency) for sample in _histogram(each, labels)
         ]),
         Family("mesh_proxy_in_flight", "HTTP requests being served.", "gauge", [*single("in_flight")]),
         Family("mesh_proxy_connections", "Open client connections.", "gauge", [*single("connections")]),
