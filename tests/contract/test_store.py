@@ -355,7 +355,8 @@ async def test_a_watch_sees_deletions_even_of_all(store: Store, watch: Begin) ->
     await watching.next()
     await store.delete("t/a")
     gone = await watching.next()
-    assert (gone.changed, dict(gone.entries)) == ({"t/a"}, {})
+    assert gone.changed == {"t/a"}
+    assert not gone.entries
     await store.put("t/a", b"1")
     assert (await watching.next()).changed == {"t/a"}
     await store.delete_prefix("t/")
