@@ -46,7 +46,7 @@ class Cluster:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self.agent = self._start(
-            "agent", "--node", "bench", "--state", str(folder / "agent"), "--runtime", runtime,
+            "agent", "--node", "bench", "--state", str(folder / "agent"), "--runtime", runtime, "--vips", "loopback",
             "--dns-listen", f"{self.dns[0]}:{self.dns[1]}", "--admin-listen", self.admin,
         )  # fmt: skip
         self._start("scheduler", "--name", "bench", "--admin-listen", f"127.0.0.1:{free_port()}")

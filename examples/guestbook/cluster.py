@@ -33,12 +33,12 @@ class GaveUp(Exception):
 class Cluster:
     """A `mesh dev` with a folder of its own, and the CLI that finds it there."""
 
-    def __init__(self, home: Path, path: str, arguments: list[str]) -> None:
+    def __init__(self, home: Path, runtime: str, path: str) -> None:
         self.home = home
+        self.runtime = runtime
         self._environment = {**os.environ, "XDG_STATE_HOME": str(home), "PATH": path}
         for name in ("MESH_STORE", "CONSUL_HTTP_ADDR"):  # it is our own store that is meant
             self._environment.pop(name, None)
-        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         self.log = home / "mesh-dev.log"
         self.info: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class Cluster:
         """Returns when it is ready, with its addresses in `info`."""
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [BIN / "mesh", "dev", *self._arguments],
+                [BIN / "mesh", "dev", "--runtime", self.runtime],
                 cwd=REPOSITORY, env=self._environment, stdout=output, stderr=output,
                 start_new_session=True,  # Ctrl-C is for the tour, which then ends it in order
             )  # fmt: skip
@@ -78,11 +78,9 @@ class Cluster:
             [BIN / "mesh", *arguments], cwd=REPOSITORY, env=self._environment, capture_output=True, text=True
         )
         if done.returncode:
-            raise GaveUp(f"mesh {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")
+            said = (done.stderr or done.stdout).strip().splitlines()[-5:]
+            raise GaveUp("\n".join([f"`mesh {' '.join(arguments)}` ended with {done.returncode}", *said]))
         return done.stdout
-
-    def runtime(self) -> str:
-        return str(json.loads(self.mesh("nodes", "--json"))[0]["runtime"])
 
     def service(self, name: str) -> Mapping[str, Any]:
         """The service in the Table: its virtual IP, ports and endpoints."""
@@ -102,15 +100,12 @@ class Cluster:
         host, _, number = (listen or f"{service['vip']}:{service['ports'][port]['port']}").rpartition(":")
         return host, int(number)
 
-    def kill(self, replica: str) -> str:
-        """Kills a replica behind the mesh's back, with SIGKILL; the command that did it."""
-        if self.runtime() == "docker":
-            subprocess.run(["docker", "kill", f"mesh-{replica}"], check=True, capture_output=True)
-            return f"docker kill mesh-{replica}"
+    def how_to_kill(self, replica: str) -> list[str]:
+        """The command that ends a replica at once, behind the mesh's back."""
+        if self.runtime == "docker":
+            return ["docker", "kill", f"mesh-{replica}"]
         program = next(self.home.glob(f"**/replicas/{replica}/program"))
-        pid = int(program.read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
-        return f"kill -9 {pid}"
+        return ["kill", "-9", program.read_text().split()[0]]
 
 
 def wait_until(what: str, found: Callable[[], _Value | None], patience: float = PATIENCE) -> _Value:

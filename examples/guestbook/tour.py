@@ -162,14 +162,18 @@ def answers(cluster: Cluster) -> bool:
 
 def names(cluster: Cluster) -> None:
     with step("Names: every service has one, and one address that stays"):
-        address, port = cluster.info["dns"].rsplit(":", 1)
         for name in ("web.svc.cluster", "redis.svc.cluster", "2.web.svc.cluster"):
             found = resolve.resolve(name)
-            say(f"$ dig +short @{address} -p {port} {name}    {BOLD}{found}{PLAIN}")
+            say(f"$ {dig(cluster)} +short {name}    {BOLD}{found}{PLAIN}")
             if name == "web.svc.cluster":
                 expect(
                     found == cluster.address("web", "http")[0], f"{name} resolves to {found}, which is not its address"
                 )
+
+
+def dig(cluster: Cluster) -> str:
+    address, _, port = str(cluster.info["dns"]).rpartition(":")
+    return f"dig @{address}" if port == "53" else f"dig @{address} -p {port}"
 
 
 def requests(cluster: Cluster) -> None:
@@ -204,8 +208,10 @@ def kill(cluster: Cluster) -> None:
         victim = sorted(before)[0]
         with Load(cluster.address("web", "http")) as load:
             wait_until("requests flow", lambda: load.total > 50)
-            say(f"$ {cluster.kill(victim)}")
+            command = cluster.how_to_kill(victim)
+            say(f"$ {' '.join(command)}")
             began = time.monotonic()
+            subprocess.run(command, check=True, capture_output=True)
             wait_until("it is out of DNS and proxy", lambda: victim not in cluster.ready("web"))
             say(f"{time.monotonic() - began:5.2f} s  {victim} is out of DNS and proxy")
             (new,) = wait_until("its replacement is ready", lambda: cluster.ready("web").keys() - before)
@@ -254,7 +260,6 @@ def walk(cluster: Cluster, offer: Offer) -> None:
 
 def try_next(cluster: Cluster) -> None:
     """What a person may do now, to be copied from the screen."""
-    dns_host, dns_port = cluster.info["dns"].rsplit(":", 1)
     host, port = cluster.address("web", "http")
     web = f"http://{host}/" if port == 80 else f"http://{host}:{port}/"
     print(f"\n{BOLD}It stays up until Ctrl-C, which removes all of it. To try next, in another terminal:{PLAIN}\n")
@@ -263,8 +268,8 @@ def try_next(cluster: Cluster) -> None:
         "mesh status web --watch",
         "mesh scale web=5",
         f"curl {web}api",
-        f"dig @{dns_host} -p {dns_port} web.svc.cluster",
-        f"dig @{dns_host} -p {dns_port} _http._tcp.web.svc.cluster SRV",
+        f"{dig(cluster)} web.svc.cluster",
+        f"{dig(cluster)} _http._tcp.web.svc.cluster SRV",
         "mesh resolve web.svc.cluster",
         "mesh logs web -f",
         "mesh events",
@@ -285,7 +290,7 @@ def main() -> int:
     for sentence in offer.sentences:
         print(sentence)
     with tempfile.TemporaryDirectory(prefix="mesh-") as folder:
-        cluster = Cluster(Path(folder), offer.path, ["--runtime", "docker" if offer.docker else "process"])
+        cluster = Cluster(Path(folder), "docker" if offer.docker else "process", offer.path)
         code = 0
         try:
             walk(cluster, offer)

@@ -59,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: "Server"
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave in one packet
     timeout = 75  # seconds without a request, after which a kept-alive connection is closed
 
     def do_GET(self) -> None:
