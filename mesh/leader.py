@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -26,7 +26,7 @@ from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.settings import SchedulerSettings
-from mesh.store import MAX_TXN_OPS, Entry, Op, Store, StoreError
+from mesh.store import MAX_TXN_OPS, Entry, Listing, Op, Store, StoreError
 from mesh.view import View, ViewReader, encode_document
 
 log = logging.getLogger(__name__)
@@ -166,9 +166,7 @@ class _Term:
         self._new_id = new_id
         self._reader = ViewReader(keys)
         self._changed = Signal()
-        self._watched: dict[str, Mapping[str, Entry]] = {}
-        self._planned: dict[str, Entry] = {}
-        self._index = 0
+        self._read: dict[str, Listing] = {}
         self._memory = Memory()
         self.outcome = Outcome()
         self.problems: tuple[str, ...] = ()
@@ -186,46 +184,45 @@ class _Term:
             await tasks.close()
 
     async def _watch(self, prefix: str) -> None:
+        """Takes in what is newer than what was read. Watches may be answered by a server that lags behind, and to
+        act on its picture would be to stop what was only just wished for."""
         async for change in self._store.watch(prefix):
-            self._watched[prefix] = change.entries
-            self._index = max(self._index, change.index)
-            self._changed.set()
+            if prefix in self._read and change.index >= self._read[prefix].index:
+                self._read[prefix] = Listing(change.index, change.entries)
+                self._changed.set()
 
     async def _lead(self) -> None:
         """Looks whenever something changed, a decision fell due, or a while has passed."""
         backoff = Backoff(0.05, 2.0)
         read_again_at = 0.0
         while True:
-            wait = FULL_LOOK
             try:
                 if time.monotonic() >= read_again_at:
-                    await self._read_planned()
+                    await self._read_all()
                     read_again_at = time.monotonic() + FULL_LOOK
-                if len(self._watched) == 2:
-                    if await self._look():
-                        backoff.reset()
-                        wait = self._until_due()
-                    else:
-                        self._counters.conflicts += 1
-                        read_again_at = 0.0
-                        wait = backoff.next()
+                if await self._look():
+                    backoff.reset()
+                    wait = self._until_due()
+                else:
+                    self._counters.conflicts += 1
+                    read_again_at = 0.0
+                    wait = backoff.next()
             except StoreError as error:
                 log.warning("could not read or write the plans, trying again: %s", error)
                 read_again_at = 0.0
                 wait = backoff.next()
             await asyncio.sleep(COALESCE)
-            await self._changed.wait(max(0.0, wait))
+            await self._changed.wait(wait)
 
     def _until_due(self) -> float:
         if self.outcome.wake_at is None:
             return FULL_LOOK
-        return min(FULL_LOOK, self.outcome.wake_at - self._clock())
+        return max(0.0, min(FULL_LOOK, self.outcome.wake_at - self._clock()))
 
-    async def _read_planned(self) -> None:
-        """What is planned, by the store's leader: nobody else writes it, so it need not be watched."""
-        listing = await self._store.list(self._keys.planned)
-        self._planned = dict(listing.entries)
-        self._index = max(self._index, listing.index)
+    async def _read_all(self) -> None:
+        """Everything, as the store's leader has it. What is planned is not watched: nobody else writes it."""
+        for prefix in (self._keys.desired, self._keys.observed_nodes, self._keys.planned):
+            self._read[prefix] = await self._store.list(prefix)
 
     async def _look(self) -> bool:
         """Reconciles once and writes what changed; False if a write was refused."""
@@ -242,10 +239,10 @@ class _Term:
         return True
 
     def _view(self) -> View:
-        entries: dict[str, Entry] = dict(self._planned)
-        for watched in self._watched.values():
-            entries.update(watched)
-        return self._reader.read(entries, self._index)
+        entries: dict[str, Entry] = {}
+        for listing in self._read.values():
+            entries.update(listing.entries)
+        return self._reader.read(entries, max(listing.index for listing in self._read.values()))
 
     def _tell(self, view: View, outcome: Outcome) -> None:
         for problem in sorted({*view.problems, *outcome.faults} - {*self.problems, *self.outcome.faults}):
@@ -263,9 +260,10 @@ class _Term:
             log.info("a write was refused, reading again: %s", "; ".join(result.errors))
             return False
         self._counters.writes += len(ops)
-        for op in ops:
-            self._planned.pop(op.key, None)
-        self._planned.update((entry.key, entry) for entry in result.entries)
+        planned = self._read[self._keys.planned]
+        entries = {key: entry for key, entry in planned.entries.items() if key not in {op.key for op in ops}}
+        entries.update((entry.key, entry) for entry in result.entries)
+        self._read[self._keys.planned] = Listing(planned.index, entries)
         return True
 
 
@@ -273,6 +271,7 @@ def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]
     """The writes, each guarded by what was read, in as few transactions as the store allows.
 
     Services come before nodes: a node's plan names releases that must be known when it is read again.
+    A document that no transaction can hold stays unwritten; the core bounds them, so this is a mistake of ours.
     """
     ops = [
         *(_write(keys.service_plan(name), plan, view) for name, plan in sorted(outcome.services.items())),
@@ -283,6 +282,9 @@ def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]
     batch: list[Op] = []
     size = 0
     for op in ops:
+        if len(op.value) > MAX_TXN_BYTES:
+            log.error("%s has %d bytes, more than one write may have: it stays as it is", op.key, len(op.value))
+            continue
         if batch and (len(batch) == MAX_TXN_OPS - 1 or size + len(op.value) > MAX_TXN_BYTES):
             yield batch
             batch, size = [], 0

@@ -6,12 +6,13 @@ so it watches a silent node for the whole grace itself before it replaces anythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mesh.keys import Keys
 from mesh.model import NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
+from mesh.scheduler.sentences import listed
 from mesh.units import format_duration
 from mesh.view import View
 
@@ -31,6 +32,7 @@ class Standing:
 class Memory:
     """What a leader has seen with its own eyes: since when nodes are gone, and replicas ready or not."""
 
+    since: float | None = None  # when it began to look; None: it has not
     gone: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, Standing] = field(default_factory=dict)
 
@@ -74,7 +76,7 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
         for node in view.nodes.values()
         for replica in node.report.replicas
     }
-    return Memory(gone, standing)
+    return Memory(now if memory.since is None else memory.since, gone, standing)
 
 
 def _standing(replica: ReplicaReport, before: Standing | None, now: float) -> Standing:
@@ -94,13 +96,7 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
     suspects = {node: since for node, since in memory.gone.items() if not _given_up(view.node_plans.get(node))}
     prefix = keys.observed_nodes
     unreadable = {key.removeprefix(prefix) for key in view.unreadable if key.startswith(prefix)}
-    living = sum(1 for node in view.nodes.values() if node.held)
-    frozen = ""
-    if len(suspects) + living >= 2 and len(suspects) > living:
-        frozen = (
-            f"replacement is frozen: {len(suspects)} of {len(suspects) + living} nodes vanished together "
-            f"({_some(sorted(suspects))})"
-        )
+    frozen = _brake(view, suspects)
     due = {node: since + lost_after for node, since in suspects.items() if node not in unreadable and not frozen}
     hosts: dict[str, Host] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
@@ -118,6 +114,15 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
             why = "does not answer" + ("" if frozen else f", is given up after {format_duration(lost_after)}")
         hosts[name] = Host(name, condition, report, why, _attributes(report, settings) if report else {})
     return Hosts(hosts, frozen, min((at for at in due.values() if at > now), default=None))
+
+
+def _brake(view: View, suspects: Collection[str]) -> str:
+    """Why no node may be given up now. A node that is drained was expected to go."""
+    silent = sorted(node for node in suspects if view.settings.get(node, NodeSettings()).availability != "drain")
+    known = len(silent) + sum(1 for node in view.nodes.values() if node.held)
+    if known < 2 or 2 * len(silent) <= known:
+        return ""
+    return f"replacement is frozen: {len(silent)} of {known} nodes vanished together ({listed(silent)})"
 
 
 def _given_up(plan: NodePlan | None) -> bool:
@@ -147,7 +152,3 @@ def _attributes(report: NodeReport, settings: NodeSettings) -> dict[str, str]:
         "cpu": f"{report.capacity.cpu / 1000:g}",
         "memory": str(report.capacity.memory),
     }
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mesh.model import Capacity, Slot
 from mesh.scheduler.blueprint import Blueprint, Demand, HostPort
+from mesh.scheduler.sentences import listed, size_text
 from mesh.units import format_cpu
 
 MAX_NAMED = 3
@@ -122,7 +123,7 @@ class _Tally:
         if demand.cpu > (free := capacity.cpu - self._cpu):
             return f"needs {format_cpu(demand.cpu)} cpu, {format_cpu(max(free, 0))} free"
         if demand.memory > (free := capacity.memory - self._memory):
-            return f"needs {_bytes(demand.memory)} memory, {_bytes(max(free, 0))} free"
+            return f"needs {size_text(demand.memory)} memory, {size_text(max(free, 0))} free"
         for name, count in demand.resources.items():
             if count > (free := capacity.resources.get(name, 0) - self._resources[name]):
                 return f"needs {count} {name}, {max(free, 0)} free"
@@ -178,7 +179,7 @@ class _Feasibility:
         for name, tally in self._tallies.items():
             if request.only in (None, name):
                 groups[refused.get(name) or tally.lacks(request)].append(name)
-        sentences = [f"{_names(names)}: {why}" for why, names in groups.items()]
+        sentences = [f"{listed(names, MAX_NAMED)}: {why}" for why, names in groups.items()]
         if len(sentences) > MAX_REASONS:
             sentences[MAX_REASONS:] = [f"and {len(sentences) - MAX_REASONS} more reasons"]
         return sentences
@@ -193,15 +194,3 @@ def _bars(request: Request, node: Node) -> str:
         if not constraint.allows(node.attributes):
             return constraint.why_not(node.attributes)
     return ""
-
-
-def _names(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
-        if size >= scale:
-            return f"{size / scale:.4g}{unit}"
-    return str(size)

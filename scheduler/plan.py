@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from mesh.model import Event, NodePlan, ReplicaReport, ServicePlan
+from mesh.model import Event, NodePlan, ServicePlan
 from mesh.scheduler.hosts import Memory
+from mesh.scheduler.sentences import listed
 
 MAX_EVENTS = 50
-MAX_PENDING = 100
-MAX_NAMED = 5
+MAX_PENDING = 50
 MAX_TEXT = 300
 
 
@@ -52,21 +52,3 @@ class Story:
         new = [Event(time=self._now, text=f"{verb} {listed(things)}".strip()[:MAX_TEXT], cause=cause)
                for (verb, cause), things in self._sentences.items()]  # fmt: skip
         return msgspec.structs.replace(plan, events=[*plan.events, *new][-MAX_EVENTS:])
-
-
-def listed(things: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = len(things) - MAX_NAMED
-    return ", ".join(things[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def ending(report: ReplicaReport | None) -> str:
-    """How a replica ended: ` (exit 1: no such file)`."""
-    if report is None:
-        return ""
-    parts: list[str] = []
-    if report.exit is not None:
-        parts.append("out of memory" if report.exit.oom else f"exit {report.exit.code}")
-    if report.message:
-        parts.append(" ".join(report.message.split())[:160])
-    return f" ({': '.join(parts)})" if parts else ""

@@ -63,7 +63,9 @@ def reconcile(
     decisions: dict[str, Decision | _Untouched] = {}
     for name in sorted(view.wishes.keys() | view.plans.keys() | replicas.keys()):
         plan = view.plans.get(name, ServicePlan(service=name))
-        given = Input(plan, view.wishes.get(name), view.scale.get(name), replicas.get(name, []), hosts, now)
+        given = Input(
+            plan, view.wishes.get(name), view.scale.get(name), replicas.get(name, []), hosts, memory.since or now, now
+        )
         decisions[name] = _untouched(given) if name in unreadable else _decided(given, faults)
     _give_vips(decisions, view.config.vip_range)
     _place(decisions, view, hosts, new_id)
@@ -115,13 +117,14 @@ def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
 
 
 def _replicas(view: View, hosts: Hosts, memory: Memory) -> dict[str, list[Replica]]:
-    """All planned replicas with what is known of them, by service."""
+    """All replicas that are planned, or still run unplanned, with what is known of them, by service."""
     hashes = {(plan.service, release.number): release.hash for plan in view.plans.values() for release in plan.releases}
     found: dict[str, list[Replica]] = defaultdict(list)
-    for node, plan in view.node_plans.items():
-        host = hosts.by_name[node]
+    planned = {assignment.id for plan in view.node_plans.values() for assignment in plan.replicas}
+    for node, host in hosts.by_name.items():
         reports = {report.id: report for report in host.report.replicas} if host.report else {}
-        for assignment in plan.replicas:
+        plan = view.node_plans.get(node)
+        for assignment in plan.replicas if plan else ():
             standing = memory.standing.get(assignment.id)
             found[assignment.service].append(Replica(
                 assignment,
@@ -132,19 +135,20 @@ def _replicas(view: View, hosts: Hosts, memory: Memory) -> dict[str, list[Replic
                 ready=standing is not None and standing.ready and host.condition is not Condition.GONE,
                 since=standing.since if standing else assignment.placed,
             ))  # fmt: skip
+        for report in reports.values() if host.condition is not Condition.LOST else ():
+            if not report.state.ended and report.service in view.plans and report.id not in planned:
+                stray = Assignment(id=report.id, service=report.service, slot=report.slot, release=report.release)
+                found[report.service].append(Replica(stray, node, host.condition, "", report, planned=False))
     return found
 
 
 def _give_vips(decisions: Mapping[str, Decision | _Untouched], vip_range: str) -> None:
     """Every service that has a release has a virtual IP; without one nothing of it is placed."""
     pool = VipPool(vip_range)
-    needy = [
-        decision
-        for decision in decisions.values()
-        if isinstance(decision, Decision) and decision.plan.releases and not pool.keep(decision.plan.vip)
-    ]
+    needy = [decision for decision in decisions.values() if not pool.keep(decision.plan.vip)]
     for decision in needy:
-        decision.take_vip(pool.take(), pool.fault)
+        if isinstance(decision, Decision) and decision.plan.releases:
+            decision.take_vip(pool.take(), pool.fault)
 
 
 def _place(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Hosts, new_id: Callable[[], str]) -> None:

@@ -14,7 +14,7 @@ from mesh.spec_errors import SpecError
 from mesh.view import Wish
 
 MAX_RELEASES = 10
-MAX_RELEASE_BYTES = 256 * 1024
+MAX_RELEASE_BYTES = 128 * 1024
 """Of all specs that one service keeps; its plan must fit into one value of the store."""
 
 

@@ -14,7 +14,7 @@ stays with what it runs. What happens in an admitted slot is the same as in any 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -57,27 +57,47 @@ def begin(release: Release, now: float, message: str = "") -> Rollout:
     return Rollout(state=RolloutState.ROLLING, release=release.number, since=now, progress=now, message=message)
 
 
-def advance(
-    rollout: Rollout, update: Update, *, healthy: int, desired: int, trying_since: Collection[float], now: float
-) -> tuple[Rollout, str]:
-    """The rollout as it stands now, and why it has failed (empty if it has not).
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a rollout is judged by; `trying_since`: for each admitted slot that is not healthy, since when it is tried.
 
-    `healthy`: slots that are healthy on the new release; `trying_since`: for each admitted slot that is not, when
-    its first replica was placed.
+    `watched_since`: nothing from before this leader began to watch counts against it.
     """
+
+    healthy: int
+    desired: int
+    trying_since: Collection[float]
+    watched_since: float
+
+
+def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tuple[Rollout, str]:
+    """The rollout as it stands now, and why it has failed (empty if it has not)."""
     if rollout.state is RolloutState.IDLE:
         return rollout, ""
-    if healthy >= desired:
-        return Rollout(state=RolloutState.IDLE, release=rollout.release, since=now, healthy=desired, progress=now), ""
-    if healthy > rollout.healthy:
-        rollout = msgspec.structs.replace(rollout, healthy=healthy, progress=now)
+    if seen.healthy >= seen.desired:
+        done = Rollout(state=RolloutState.IDLE, release=rollout.release, since=now, healthy=seen.desired, progress=now)
+        return done, ""
+    if seen.healthy > rollout.healthy:
+        rollout = msgspec.structs.replace(rollout, healthy=seen.healthy, progress=now)
+    return rollout, next((why for at, why in _deadlines(rollout, update, seen) if now >= at), "")
+
+
+def next_deadline(rollout: Rollout, update: Update, seen: Progress) -> float | None:
+    """When `advance` must be asked again even if nothing happens."""
+    return min((at for at, _ in _deadlines(rollout, update, seen)), default=None)
+
+
+def _deadlines(rollout: Rollout, update: Update, seen: Progress) -> list[tuple[float, str]]:
+    """When it fails unless something happens before, and the sentence for it."""
     if rollout.state is not RolloutState.ROLLING or (rollout.message and update.on_failure == "continue"):
-        return rollout, ""
-    if any(now >= since + update.healthy_deadline for since in trying_since):
-        return rollout, f"a replica was not healthy within {format_duration(update.healthy_deadline)}"
-    if now >= rollout.progress + update.progress_deadline:
-        return rollout, f"no replica became healthy within {format_duration(update.progress_deadline)}"
-    return rollout, ""
+        return []
+    begun = max(rollout.since, seen.watched_since)
+    healthy, progress = update.healthy_deadline, update.progress_deadline
+    return [
+        *((max(since, begun) + healthy, f"a replica was not healthy within {format_duration(healthy)}")
+          for since in seen.trying_since),
+        (max(rollout.progress, begun) + progress, f"no replica became healthy within {format_duration(progress)}"),
+    ]  # fmt: skip
 
 
 def fail(rollout: Rollout, update: Update, target: Release, base: Release | None, why: str, now: float) -> Rollout:
@@ -108,13 +128,6 @@ def rollback(target: Release, base: Release, now: float) -> Release:
 
 def may_roll_back(update: Update, target: Release, base: Release | None) -> bool:
     return update.on_failure == "rollback" and base is not None and base.hash != target.hash and not target.rollback_of
-
-
-def next_deadline(rollout: Rollout, update: Update, trying_since: Iterable[float]) -> float | None:
-    """When `advance` must be asked again even if nothing happens."""
-    if rollout.state is not RolloutState.ROLLING or (rollout.message and update.on_failure == "continue"):
-        return None
-    return min([rollout.progress + update.progress_deadline, *(at + update.healthy_deadline for at in trying_since)])
 
 
 def admitted(

@@ -17,7 +17,8 @@ from mesh.scheduler.blueprint import Blueprint, blueprint_of
 from mesh.scheduler.classify import Buckets, Replica, Seat, classify
 from mesh.scheduler.hosts import Condition, Host, Hosts
 from mesh.scheduler.placement import Placement, Refusal, Request
-from mesh.scheduler.plan import MAX_PENDING, Story, ending
+from mesh.scheduler.plan import MAX_PENDING, Story
+from mesh.scheduler.sentences import ending
 from mesh.scheduler.slots import Moves, Rules, retire, settle
 from mesh.view import Wish
 
@@ -31,6 +32,7 @@ class Input:
     scale: int | None
     replicas: Sequence[Replica]
     hosts: Hosts
+    watched_since: float  # when this leader began to look
     now: float
 
 
@@ -55,7 +57,7 @@ class Decision:
     @property
     def is_over(self) -> bool:
         """The wish is gone and so are its replicas: the plan may go too."""
-        return self.plan.deleted and not self.kept
+        return self.plan.deleted and not self.kept and all(replica.planned for replica in self._given.replicas)
 
     # ── the first step ───────────────────────────────────────────────────────────────────────
 
@@ -80,8 +82,7 @@ class Decision:
         blueprint = self._advance_rollout(seats)
         self._choose_goals(seats, blueprint)
         moves = self._settle(seats, blueprint, vacated)
-        scale_cause = f"scale={self._given.scale}" if self._given.scale is not None else f"spec@{wish.index}"
-        leaving = retire(surplus, seats, scale_cause, all_at_once=blueprint.spec.kind == "global")
+        leaving = retire(surplus, seats, self._size_cause(wish), all_at_once=blueprint.spec.kind == "global")
         moves.stop.update(leaving.stop)
         self._carry_out(buckets, moves)
         self._forget_old_failures(seats, blueprint)
@@ -132,11 +133,15 @@ class Decision:
             asked = self.plan.desired if wish.spec is None or self.plan.errors else wish.spec.replicas
             wanted = range(1, (asked if self._given.scale is None else self._given.scale) + 1)
         if len(wanted) != self.plan.desired and self._given.plan.releases:
-            self._story.tell(f"scaled from {self.plan.desired} to {len(wanted)}", "")
+            self._story.tell(f"scaled from {self.plan.desired} to {len(wanted)}", "", self._size_cause(wish))
         self._update(desired=len(wanted))
         inside = set(wanted)
         surplus = [buckets.seats[slot] for slot in sorted(buckets.seats.keys() - inside, key=_order)]
         return [buckets.seat(slot) for slot in wanted], surplus
+
+    def _size_cause(self, wish: Wish) -> str:
+        """What says how many replicas there should be."""
+        return f"spec@{wish.index}" if self._given.scale is None else f"scale={self._given.scale}"
 
     def _advance_rollout(self, seats: Sequence[Seat]) -> Blueprint:
         """Moves the rollout on; returns the blueprint of the release that the service should run from now on."""
@@ -153,11 +158,9 @@ class Decision:
             for seat in seats
             if seat.slot not in healthy and (str(seat.slot) in tried or seat.has(target.hash))
         ]  # fmt: skip
-        state, why = rollout.advance(
-            plan.rollout, update, healthy=len(healthy), desired=len(seats), trying_since=trying_since, now=now
-        )
+        seen = rollout.Progress(len(healthy), len(seats), trying_since, self._given.watched_since)
+        state, why = rollout.advance(plan.rollout, update, seen, now)
         if why and base is not None and rollout.may_roll_back(update, target, base):
-            self._update(rollout=state)
             release = rollout.rollback(target, base, now)
             self.plan = releases.start(self.plan, release, now, f"release {target.number}: {why}; rolled back")
             self._story.tell(f"release {target.number} failed: {why}; rolling back to release {base.number}", "")
@@ -168,9 +171,11 @@ class Decision:
         elif state.state is RolloutState.IDLE:
             if plan.rollout.state is not RolloutState.IDLE:
                 self._story.tell(f"release {target.number} is in force", "", target.cause)
+            if target.rollback_of:  # why it came to this stays to be read
+                state = msgspec.structs.replace(state, message=plan.rollout.message)
             self.plan = releases.mark_good(self.plan)
         self._update(rollout=state)
-        deadline = rollout.next_deadline(state, update, trying_since)
+        deadline = rollout.next_deadline(state, update, seen)
         self.wake.extend([deadline] if deadline is not None else [])
         return blueprint
 
@@ -210,6 +215,8 @@ class Decision:
         rules = Rules(
             goal=self._goal,
             may=self._allowance(blueprint, len(seats)),
+            may_move=rollout.allowance(blueprint.spec.update, len(seats), stop_first=blueprint.spec.singleton),
+            immovable=bool(blueprint.spec.volumes),
             min_healthy=blueprint.spec.update.min_healthy,
             retry_at=retry_at,
             vacated_by=vacated,
@@ -243,6 +250,8 @@ class Decision:
         """Keeps what has not ended; tells those to stop that must."""
         for seat in buckets.seats.values():
             for replica in (*seat.live, *seat.suspect, *seat.stopping):
+                if not replica.planned:
+                    continue
                 assignment = replica.assignment
                 cause = moves.stop.get(replica.id)
                 if cause is not None:
@@ -274,10 +283,13 @@ class Decision:
     def finish(self, answers: Sequence[Placement | Refusal], new_replica_id: Callable[[str, Slot], str]) -> None:
         """Takes in where the requested replicas go, or why nowhere."""
         pins = dict(self.plan.pins)
+        were_pending = {pending.slot for pending in self.plan.pending}
         for answer in answers:
             slot = answer.request.slot
             if isinstance(answer, Refusal):
                 self._pending[slot] = list(answer.reasons)
+                if slot not in were_pending:
+                    self._story.tell("pending:", f"slot {slot}: {'; '.join(answer.reasons)}")
                 continue
             assignment = Assignment(
                 id=new_replica_id(self.plan.service, slot),
@@ -291,10 +303,6 @@ class Decision:
             self._story.tell("placed", f"{assignment.id} on {answer.node}", assignment.cause)
             if answer.request.blueprint.spec.volumes:
                 pins[str(slot)] = answer.node
-        were_pending = {pending.slot for pending in self.plan.pending}
-        for slot, reasons in self._pending.items():
-            if slot not in were_pending:
-                self._story.tell("pending:", f"slot {slot}: {'; '.join(reasons)}")
         pending = [Pending(slot=slot, reasons=self._pending[slot]) for slot in sorted(self._pending, key=_order)]
         self._update(pending=pending[:MAX_PENDING], pins=pins)
         self.plan = self._story.added_to(self._pruned())

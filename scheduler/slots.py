@@ -32,6 +32,8 @@ class Rules:
 
     goal: Mapping[Slot, Release]
     may: Allowance
+    may_move: Allowance  # for moves off a drained node, where a static port is in nobody's way
+    immovable: bool  # its volumes are where they are
     min_healthy: float
     retry_at: Mapping[Slot, float]  # of slots that failed on their goal
     vacated_by: Mapping[Slot, str]  # why a slot has just become empty: `web-1-6f3a failed`
@@ -62,16 +64,19 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             ripe for replica in seat.live if replica.ready and (ripe := replica.since + rules.min_healthy) > rules.now
         )
     replaceable.sort(key=lambda pair: pair[1].ready)
-    need = len(seats) - rules.may.unavailable
     for seat, old in replaceable:
-        cause = _why_outdated(old, rules.goal[seat.slot])
-        if surging < rules.may.surge:
+        moving = old.hash == rules.goal[seat.slot].hash
+        may = rules.may_move if moving else rules.may
+        cause = f"drain of {old.node}" if moving else rules.goal[seat.slot].cause
+        if moving and rules.immovable:
+            moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
+        elif surging < may.surge:
             surging += 1
             _begin(seat, cause, rules, moves)
-        elif rules.may.unavailable and (not old.ready or available > need):
+        elif may.unavailable and (not old.ready or available > len(seats) - may.unavailable):
             available -= old.healthy(rules.min_healthy, rules.now)
             moves.stop[old.id] = cause
-            if rules.may.surge:
+            if may.surge:
                 _begin(seat, cause, rules, moves)
             else:
                 moves.wait[seat.slot] = f"waits until {old.id} has stopped"
@@ -80,10 +85,6 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
 
 def _is_fresh(replica: Replica, goal: str) -> bool:
     return replica.hash == goal and replica.condition is not Condition.DRAINING
-
-
-def _why_outdated(old: Replica, goal: Release) -> str:
-    return f"drain of {old.node}" if old.hash == goal.hash else goal.cause
 
 
 def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:

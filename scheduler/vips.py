@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 
@@ -42,8 +42,3 @@ class VipPool:
             return None
         self._used.add(address)
         return str(address)
-
-
-def keep_all(pool: VipPool, vips: Iterable[tuple[str, str]]) -> set[str]:
-    """Marks what services have; returns those whose address cannot be kept (out of range, or a double)."""
-    return {service for service, vip in vips if not pool.keep(vip)}

@@ -1,0 +1,35 @@
+"""How decisions are told: short sentences with a bounded number of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.model import ReplicaReport
+
+MAX_NAMED = 5
+
+
+def listed(things: Sequence[str], most: int = MAX_NAMED) -> str:
+    """The first few, and how many more."""
+    more = len(things) - most
+    return ", ".join(things[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def ending(report: ReplicaReport | None) -> str:
+    """How a replica ended: ` (exit 1: no such file)`."""
+    if report is None:
+        return ""
+    parts: list[str] = []
+    if report.exit is not None:
+        parts.append("out of memory" if report.exit.oom else f"exit {report.exit.code}")
+    if report.message:
+        parts.append(" ".join(report.message.split())[:160])
+    return f" ({': '.join(parts)})" if parts else ""
+
+
+def size_text(size: int) -> str:
+    """Bytes for reading: `1.2Gi`."""
+    for unit, scale in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.4g}{unit}"
+    return str(size)
