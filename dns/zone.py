@@ -9,7 +9,6 @@ RFC 2181 5 (no record twice), RFC 2782 (SRV), RFC 8482 (ANY).
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,9 @@ from typing import Any, NamedTuple
 from dnslib import AAAA, NS, PTR, QTYPE, RD, SOA, SRV, TXT, A, DNSLabel
 
 from mesh.dns import names
-from mesh.dns.names import Labels, Name, labels_of, parse_name, reverse_name
+from mesh.dns.instances import ready, select
+from mesh.dns.names import Labels, Name, labels_of, parse_name
+from mesh.dns.reverse import VipZone, canonical, family, single_address
 from mesh.table import Endpoint, Table, TableDelta, TableService
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
@@ -111,7 +112,7 @@ class Zone:
         if delta.nodes:
             changed |= {("node", node.lower()) for node in delta.nodes}
             seen = (nodes.get(node) for node in delta.nodes for nodes in (old.nodes, table.nodes))
-            changed |= {("address", _canonical(node.address)) for node in seen if node}
+            changed |= {("address", canonical(node.address)) for node in seen if node}
             self._index_nodes()
         return changed
 
@@ -138,7 +139,7 @@ class Zone:
     # ── Indexes ──────────────────────────────────────────────────────────────────────────────
 
     def _load(self, table: Table) -> None:
-        self._vip_zone = _VipZone(table.vip_range)
+        self._vip_zone = VipZone(table.vip_range)
         self._table = table
         self._domain = labels_of(table.domain)
         self._services_at: dict[str, tuple[str, ...]] = {}  # address → services with it as VIP or endpoint
@@ -170,7 +171,7 @@ class Zone:
         self._nodes = {node.lower(): node for node in self._table.nodes}
         self._nodes_at: dict[str, list[str]] = {}
         for name, node in self._table.nodes.items():
-            self._nodes_at.setdefault(_canonical(node.address), []).append(name)
+            self._nodes_at.setdefault(canonical(node.address), []).append(name)
 
     # ── Where a name belongs ─────────────────────────────────────────────────────────────────
 
@@ -179,7 +180,7 @@ class Zone:
         if isinstance(name, names.Reverse):
             if apex := self._vip_zone.apex(name.network):
                 return apex
-            address = _single(name)
+            address = single_address(name)
             known = address in self._services_at or address in self._nodes_at
             return labels if known else None  # a zone of one name: whose address it is, we know best
         return None if isinstance(name, names.Foreign) else self._domain
@@ -189,7 +190,7 @@ class Zone:
             case names.NodeName(node):
                 return ("node", node)
             case names.Reverse():
-                address = _single(name)
+                address = single_address(name)
                 return ("address", address) if address else APEX
             case names.Apex() | names.NameServer() | names.Parent() | names.Nothing() | names.Foreign():
                 return APEX
@@ -215,36 +216,30 @@ class Zone:
         return self._find_in_service(name, service, qtype) if service else None
 
     def _find_in_service(self, name: names.InService, service: TableService, qtype: int) -> Found | None:
-        match name:
-            case names.PortParent(_, transport):
-                exists = any(_transport(port.protocol) == transport for port in service.ports.values())
-                return Found(ttl=service.ttl) if exists else None
-            case names.PortName(_, port, transport):
-                if port not in service.ports or _transport(service.ports[port].protocol) != transport:
-                    return None
-                return self._srv(name, service) if qtype == QTYPE.SRV else Found(ttl=service.ttl)
-            case names.ServiceName() if service.discovery == "vip" and qtype != QTYPE.TXT:
-                return Found(_addresses([service.vip], qtype), service.ttl)
+        if isinstance(name, names.ServiceName) and service.discovery == "vip" and qtype != QTYPE.TXT:
+            return Found(_addresses([service.vip], qtype), service.ttl)
         instances = select(name, service, self._nodes)
         if instances is None:
             return None
+        if isinstance(name, names.PortName):
+            return self._srv(name, service, instances) if qtype == QTYPE.SRV else Found(ttl=service.ttl)
         if qtype == QTYPE.TXT:
             texts = dict.fromkeys(_texts(endpoint) for endpoint in ready(instances))
             return Found([TXT(list(text)) for text in texts], service.ttl)
         addresses = _addresses([endpoint.address for endpoint in instances], qtype)
         return Found(addresses, service.ttl, choice=not isinstance(name, names.AllInstances))
 
-    def _srv(self, name: names.PortName, service: TableService) -> Found:
-        listening = [endpoint for endpoint in ready(service.endpoints) if name.port in endpoint.ports]
-        targets = [self._instance_name(name.service, endpoint) for endpoint in listening]
-        data = [SRV(0, min(max(endpoint.weight, 0), 65535), endpoint.ports[name.port], target)
-                for endpoint, target in zip(listening, targets, strict=True)]  # fmt: skip
-        glue = [_address_record(target, service.ttl, endpoint.address)
-                for endpoint, target in zip(listening, targets, strict=True) if _family(endpoint.address)]  # fmt: skip
+    def _srv(self, name: names.PortName, service: TableService, instances: Sequence[Endpoint]) -> Found:
+        data, glue = [], []
+        for endpoint in instances:
+            target = self._instance_name(name.service, endpoint)
+            data.append(SRV(0, min(max(endpoint.weight, 0), 65535), endpoint.ports[name.port], target))
+            if family(endpoint.address):
+                glue.append(_address_record(target, service.ttl, endpoint.address))
         return Found(data, service.ttl, glue)
 
     def _find_reverse(self, name: names.Reverse, qtype: int) -> Found | None:
-        address = _single(name)
+        address = single_address(name)
         if address is None:
             exists = self._parents[self._vip_zone.labels(name.network)] > 0
             return Found() if exists else None
@@ -259,10 +254,10 @@ class Zone:
         """Every name that has the address, with its TTL."""
         for service_name in self._services_at.get(address, ()):
             service = self._table.services[service_name]
-            if _canonical(service.vip) == address:
+            if canonical(service.vip) == address:
                 yield dns_name((service_name, "svc", *self._domain)), service.ttl
             for endpoint in service.endpoints:
-                if _canonical(endpoint.address) == address:
+                if canonical(endpoint.address) == address:
                     yield self._instance_name(service_name, endpoint), service.ttl
         for node in self._nodes_at.get(address, ()):
             yield dns_name((*node.split("."), "node", *self._domain)), TTL
@@ -272,7 +267,7 @@ class Zone:
             return Found([self._soa_data()])
         if qtype == QTYPE.NS:
             server = dns_name(("ns", *self._domain))
-            glue = [_address_record(server, TTL, address) for address in self._name_servers() if _family(address)]
+            glue = [_address_record(server, TTL, address) for address in self._name_servers() if family(address)]
             return Found([NS(server)], additional=glue)
         return None
 
@@ -294,53 +289,6 @@ class Zone:
         return SOA(server, mailbox, (serial, 7200, 1800, 86400, NEGATIVE_TTL))
 
 
-# ── Which instances a name means ─────────────────────────────────────────────────────────────────
-
-
-def ready(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """The ready ones; where there are none, those that were ready when their node was last heard of."""
-    endpoints = list(endpoints)
-    return [endpoint for endpoint in endpoints if endpoint.state == "ready"] or [
-        endpoint for endpoint in endpoints if endpoint.state == "suspect"
-    ]
-
-
-def select(name: names.InService, service: TableService, nodes: Iterable[str] = ()) -> list[Endpoint] | None:
-    """The instances that a name means; None: there is no such name. `nodes`: names in lower case."""
-    match name:
-        case names.ServiceName():
-            chosen = ready(service.endpoints)
-            hopeful = service.discovery == "direct" and service.all_unready == "any" and service.desired > 0
-            return chosen or (service.endpoints if hopeful else [])
-        case names.ReadyInstances():
-            return ready(service.endpoints)
-        case names.AllInstances():
-            return service.endpoints
-        case names.SlotName(_, slot):
-            return _in_slot(str(slot), service, known=slot <= service.desired)
-        case names.Member(_, label):
-            if instances := [endpoint for endpoint in service.endpoints if endpoint.id.lower() == label]:
-                return instances
-            per_node = any(isinstance(endpoint.slot, str) for endpoint in service.endpoints)
-            if (instance := _in_slot(label, service, known=per_node and label in nodes)) is not None:
-                return instance
-            tagged = [endpoint for endpoint in service.endpoints if has_tag(endpoint, label)]
-            return ready(tagged) if tagged else None
-    return None
-
-
-def _in_slot(slot: str, service: TableService, *, known: bool) -> list[Endpoint] | None:
-    """The slot's instance: while a newer one is taking over, the one that is ready."""
-    instances = [endpoint for endpoint in service.endpoints if str(endpoint.slot).lower() == slot]
-    if not instances:
-        return [] if known else None
-    return [max(instances, key=lambda endpoint: (endpoint.state == "ready", endpoint.release, endpoint.id))]
-
-
-def has_tag(endpoint: Endpoint, label: str) -> bool:
-    return any(tag.lower() == label for tag in endpoint.tags)
-
-
 # ── Data ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -349,26 +297,11 @@ def dns_name(labels: Iterable[str]) -> DNSLabel:
     return DNSLabel(tuple(label.encode("latin-1") for label in labels))
 
 
-def _family(address: str) -> socket.AddressFamily | None:
-    """None: not an address."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        socket.inet_pton(family, address)
-    except (OSError, ValueError):
-        return None
-    return family
-
-
-def _canonical(address: str) -> str:
-    """One spelling per address, as `_single` has it."""
-    return str(ipaddress.IPv6Address(address)) if _family(address) == socket.AF_INET6 else address
-
-
 def _addresses(addresses: Iterable[str], qtype: int) -> list[RD]:
     if qtype == QTYPE.A:
-        return [A(address) for address in dict.fromkeys(addresses) if _family(address) == socket.AF_INET]
+        return [A(address) for address in dict.fromkeys(addresses) if family(address) == socket.AF_INET]
     if qtype == QTYPE.AAAA:
-        return [AAAA(address) for address in dict.fromkeys(addresses) if _family(address) == socket.AF_INET6]
+        return [AAAA(address) for address in dict.fromkeys(addresses) if family(address) == socket.AF_INET6]
     return []
 
 
@@ -382,50 +315,9 @@ def _texts(endpoint: Endpoint) -> tuple[str, ...]:
     return (release, f"tags={','.join(endpoint.tags)}"[:255]) if endpoint.tags else (release,)
 
 
-def _transport(protocol: str) -> str:
-    return "udp" if protocol == "udp" else "tcp"
-
-
 def _presence(service: TableService | None) -> set[tuple[str, str, int]]:
     """(address, instance or "" for the VIP, TTL): all of a service that PTR records are made from."""
     if service is None:
         return set()
-    present = {(_canonical(endpoint.address), endpoint.id, service.ttl) for endpoint in service.endpoints}
-    return present | {(_canonical(service.vip), "", service.ttl)} if service.vip else present
-
-
-def _single(name: names.Reverse) -> str | None:
-    """The address, where the name is of a whole one."""
-    network = name.network
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else None
-
-
-class _VipZone:
-    """The reverse zones of the VIP range: one per network of whole octets (IPv6: nibbles) that covers it."""
-
-    def __init__(self, vip_range: str) -> None:
-        try:
-            self._range = ipaddress.ip_network(vip_range, strict=False)
-        except ValueError as error:
-            raise ValueError(f"vip_range: {error}") from None
-        self._step = 8 if self._range.version == 4 else 4
-        self._prefix = -(-self._range.prefixlen // self._step) * self._step
-
-    def apex(self, network: names.Network) -> Labels | None:
-        if network.version != self._range.version or network.prefixlen < self._prefix:
-            return None
-        if network.network_address not in self._range:
-            return None
-        return self.labels(network.supernet(new_prefix=self._prefix))
-
-    def labels(self, network: names.Network) -> Labels:
-        full = reverse_name(str(network.network_address))
-        return full[(network.max_prefixlen - network.prefixlen) // self._step :]
-
-    def parents(self, vip: str) -> list[Labels]:
-        """The names between a VIP's own and its zone's apex."""
-        if not vip or _family(vip) is None or ipaddress.ip_address(vip) not in self._range:
-            return []
-        full = reverse_name(vip)
-        between = (self._range.max_prefixlen - self._prefix) // self._step
-        return [full[cut:] for cut in range(1, between)]
+    present = {(canonical(endpoint.address), endpoint.id, service.ttl) for endpoint in service.endpoints}
+    return present | {(canonical(service.vip), "", service.ttl)} if service.vip else present
