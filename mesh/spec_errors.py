@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_ERRORS = 50
 """Sentences kept; what follows is counted."""
 
-_MAX_PATH = 200
+_MAX_PATH = 120
 
 
 class SpecError(ValueError):

@@ -69,7 +69,7 @@ def _number(low: float, high: float) -> tuple[Any, ...]:
     return BeforeValidator(check), WithJsonSchema({"type": "number", "minimum": low, "maximum": high})
 
 
-def _text(pattern: str, what: str, example: str) -> tuple[Any, ...]:
+def _like(pattern: str, what: str) -> BeforeValidator:
     whole = re.compile(pattern)
 
     def check(value: object) -> str:
@@ -77,9 +77,12 @@ def _text(pattern: str, what: str, example: str) -> tuple[Any, ...]:
             raise ValueError(f"must be {what}, got {shown(value)}")
         return value
 
-    return BeforeValidator(check), WithJsonSchema(
-        {"type": "string", "pattern": f"^({pattern})$", "examples": [example]}
-    )
+    return BeforeValidator(check)
+
+
+def _text(pattern: str, what: str, example: str) -> tuple[Any, ...]:
+    schema = {"type": "string", "pattern": f"^({pattern})$", "examples": [example]}
+    return _like(pattern, what), WithJsonSchema(schema)
 
 
 def one_sentence(what: str) -> WrapValidator:
@@ -149,10 +152,10 @@ Fraction = Annotated[float, *_number(0, 1)]
 Status = Annotated[int, *_whole(400, 599)]
 
 Text = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_without_nul), Field(max_length=128 * 1024)]
-Word = Annotated[str, *_text(r"\S{1,512}", "a word", "web")]
+Word = Annotated[str, _like(r"\S{1,512}", "a word")]
 FilePath = Annotated[str, *_text(r"/[^\0]*", "a path that begins with /", "/var/lib/data")]
 UrlPath = Annotated[str, *_text(r"/[!-~]*", "a path that begins with /", "/healthz")]
-VariableName = Annotated[str, *_text(r"[A-Za-z_][A-Za-z0-9_.-]*", "a variable's name", "GREETING")]
+VariableName = Annotated[str, _like(r"[A-Za-z_][A-Za-z0-9_.-]*", "a variable's name")]
 Cron = Annotated[str, *_text(r"\S+( +\S+){4}", "five fields such as */5 * * * *", "*/5 * * * *")]
 Signal = Annotated[str, BeforeValidator(_signal), WithJsonSchema({"type": "string", "examples": ["SIGTERM", "SIGINT"]})]
 HashOf = Annotated[str, *_text(r"client|header:[!-~]+|cookie:[!-~]+", "client, header:NAME or cookie:NAME", "client")]

@@ -25,7 +25,7 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["image"]["examples"] = ["guestbook-web:1.4"]
     schema["properties"]["tags"]["items"]["pattern"] = _LABEL
     schema["anyOf"] = [{"required": ["image"]}, {"required": ["command"]}]
-    _drop_titles(schema)
+    _tidy(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mesh service",
@@ -36,13 +36,12 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _drop_titles(schema: Any) -> None:
-    """Pydantic's titles only repeat the names."""
-    if isinstance(schema, list):
-        for item in schema:
-            _drop_titles(item)
-    elif isinstance(schema, dict):
+def _tidy(schema: Any) -> None:
+    """Drops what an editor would show for nothing: titles that repeat the names, defaults that are whole objects."""
+    for item in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _tidy(item)
+    if isinstance(schema, dict):
         if isinstance(schema.get("title"), str):
             del schema["title"]
-        for item in schema.values():
-            _drop_titles(item)
+        if isinstance(schema.get("default"), dict):
+            del schema["default"]
