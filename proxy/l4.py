@@ -18,7 +18,9 @@ from mesh.proxy.timers import NEVER, Timed
 class TcpSession(asyncio.Protocol, Timed):
     """A client's connection and the one to its endpoint; this protocol is the client's side."""
 
-    __slots__ = ("_backend", "_context", "_ended", "_open_sides", "_upstream", "relay", "transport")
+    __slots__ = (
+        "_backend", "_context", "_early", "_early_eof", "_ended", "_open_sides", "_upstream", "relay", "transport",
+    )  # fmt: skip
 
     transport: asyncio.Transport
 
@@ -29,26 +31,33 @@ class TcpSession(asyncio.Protocol, Timed):
         self._upstream: Upstream | None = None
         self._open_sides = 2  # that may still send
         self._ended = False
+        self._early: list[bytes] = []  # came before the endpoint's side was connected: at most one read
+        self._early_eof = False
         self.relay: Relay | None = None  # the endpoint's side
 
     # ── events of the client's transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.pause_reading()  # what the client sends first waits in the kernel for the endpoint
         self._context.sessions.add(self)
         self._backend.stats.connections += 1
         self._backend.stats.opened += 1
         self._context.tasks.spawn(self._connect(), f"connect {self._backend.name}")
 
     def data_received(self, data: bytes) -> None:
-        if self.relay is not None:
-            self._backend.stats.bytes_in += len(data)
+        self._backend.stats.bytes_in += len(data)
+        if self.relay is None:
+            self._early.append(data)
+            self.transport.pause_reading()
+        else:
             self.relay.transport.write(data)
             self._touch()
 
     def eof_received(self) -> bool:
-        return self.relay is not None and self.side_ended(self.relay.transport)
+        if self.relay is None:
+            self._early_eof = True
+            return True
+        return self.side_ended(self.relay.transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(reset=error is not None)
@@ -58,13 +67,13 @@ class TcpSession(asyncio.Protocol, Timed):
             self.relay.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.relay is not None and not self.relay.transport.is_closing():
+        if self.relay is not None and not self._ended:
             self.relay.transport.resume_reading()
 
     # ── the endpoint
 
     async def _connect(self) -> None:
-        """Connects to the first endpoint that lets us; nothing was read from the client, so every try is safe."""
+        """Connects to the first endpoint that lets us; nothing was sent to any, so every try is safe."""
         backend, policy = self._backend, self._backend.policy
         tried: list[Upstream] = []
         tries = 0
@@ -95,12 +104,18 @@ class TcpSession(asyncio.Protocol, Timed):
         self.end(reset=True)
 
     def _join(self, relay: Relay) -> None:
-        if self._ended:
+        if self._ended or relay.transport.is_closing():
             relay.transport.abort()
+            self.end(reset=True)
             return
         self.relay = relay
-        relay.transport.resume_reading()
-        self.transport.resume_reading()
+        for data in self._early:
+            relay.transport.write(data)
+        self._early.clear()
+        if self._early_eof:
+            self.side_ended(relay.transport)
+        else:
+            self.transport.resume_reading()
         self._context.wheel.watch(self, self._context.wheel.now + self._backend.policy.idle_timeout)
 
     def from_endpoint(self, data: bytes) -> None:
@@ -161,7 +176,6 @@ class Relay(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         self._session.from_endpoint(data)
