@@ -10,9 +10,6 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric as PrometheusMetric
-from prometheus_client.registry import Collector
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -47,21 +44,21 @@ def merge(families: Iterable[Family]) -> list[Family]:
     ]  # fmt: skip
 
 
-class _Families(Collector):
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[PrometheusMetric]:
-        for family in self._families:
-            metric = PrometheusMetric(family.name, family.help, family.kind)
-            for sample in family.samples:
-                suffix = "_total" if family.kind == "counter" else sample.suffix
-                metric.add_sample(family.name + suffix, sample.labels, sample.value)
-            yield metric
-
-
 def render(families: Iterable[Family]) -> bytes:
-    """Prometheus' text format, version 0.0.4."""
+    """Prometheus' text format, version 0.0.4. Only the process that renders loads the library: workers do not."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> Iterable[Metric]:
+            for family in merge(families):
+                metric = Metric(family.name, family.help, family.kind)
+                for sample in family.samples:
+                    suffix = "_total" if family.kind == "counter" else sample.suffix
+                    metric.add_sample(family.name + suffix, sample.labels, sample.value)
+                yield metric
+
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(merge(families)))
+    registry.register(Families())
     return generate_latest(registry)
