@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -208,7 +208,7 @@ class DockerRuntime:
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str, None]:
         pending = Pending()
         following = asyncio.create_task(self._follow(pending), name="docker events")
         try:
@@ -259,7 +259,7 @@ class DockerRuntime:
             await asyncio.sleep(PING_INTERVAL)
             await self._engine.ping()
 
-    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[bytes]:
+    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
         container = (await self._ours(id))["Id"]
         options = {"follow": follow, "tail": "all" if tail is None else tail}
         splitter = LineSplitter()

@@ -27,7 +27,7 @@ import random
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -80,6 +80,7 @@ class ProcessRuntime:
         self._replicas.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._node = node
         self._address = address
+        self._starting: dict[str, asyncio.Lock] = {}
         self._watched: set[str] = set()
         self._listeners: list[Pending] = []
         self._tasks = Tasks()
@@ -102,22 +103,25 @@ class ProcessRuntime:
 
     async def start(self, launch: Launch) -> Instance:
         id = launch.assignment.id
-        existing = self._load(id)
-        if existing and existing.state is not InstanceState.CREATED:
-            return existing
+        async with self._starting.setdefault(id, asyncio.Lock()):
+            instance = self._load(id)
+            if instance is None or instance.state is InstanceState.CREATED:
+                await self._start(launch)
+                instance = self._load(id)
+        if instance is None or instance.state is InstanceState.CREATED:
+            raise RuntimeFault(f"{id}: could not be started; is the disk of {self._folder(id)} full?")
+        self._watch(instance)
+        return instance
+
+    async def _start(self, launch: Launch) -> None:
         await self.prepare(launch.spec, lambda sentence: None)
         command = launch.spec.command or []
         ports = self._choose_ports(launch.spec.ports)
         env = self._environment(launch, ports)
         _require_program(command, env, launch.spec.name)
-        folder = self._folder(id)
+        folder = self._folder(launch.assignment.id)
         _make_folder(folder, _Record(assignment=launch.assignment, ports=ports))
         await _run_keeper(folder, command, env)
-        instance = self._load(id)
-        if instance is None or instance.state is InstanceState.CREATED:
-            raise RuntimeFault(f"{id}: could not be started; is the disk of {folder} full?")
-        self._watch(instance)
-        return instance
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
         program = self._process(id, "program")
@@ -129,8 +133,9 @@ class ProcessRuntime:
     async def remove(self, id: str) -> None:
         await self._finish(id)
         await asyncio.to_thread(shutil.rmtree, self._folder(id), ignore_errors=True)
+        self._starting.pop(id, None)
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str, None]:
         pending = Pending()
         self._listeners.append(pending)
         loop = asyncio.get_running_loop()
@@ -147,7 +152,7 @@ class ProcessRuntime:
         finally:
             self._listeners.remove(pending)
 
-    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[bytes]:
+    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
         self._require(id)
         output = self._output(id)
         async for line in output.lines(tail, following=lambda: follow and self._runs(id)):

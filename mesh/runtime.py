@@ -6,7 +6,7 @@ replica's identity in labels (or a state file), so that an agent that was restar
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -101,10 +101,10 @@ class Runtime(Protocol):
     async def remove(self, id: str) -> None:
         """Removes what is left of it (kills it if need be). No error if there is nothing."""
 
-    def events(self) -> AsyncIterator[str]:
+    def events(self) -> AsyncGenerator[str, None]:
         """Ids of replicas to look at again, the empty string for all of them. Ends never; survives the engine."""
 
-    def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[bytes]:
+    def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
         """Lines of output with their line ends; `tail`: only the last so many."""
 
     async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
