@@ -224,8 +224,8 @@ async def test_close_lets_open_requests_end(mesh: Mesh) -> None:
 
 WORKER = """
 import asyncio, sys, uvloop
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from mesh.proxy.server import ProxyServer
 from mesh.table import parse_table
 
 async def main():
