@@ -205,11 +205,12 @@ class ProcessRuntime:
             record = msgspec.json.decode((folder / "replica.json").read_bytes(), type=_Record)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-        program = self._process(id, "program")
+        keeper, program = self._process(id, "keeper"), self._process(id, "program")
+        kept = keeper is not None and keeper.alive()  # asked before the exit status is read, which so is final
         code = _read_exit(folder)
         if program is None:
             state = InstanceState.CREATED
-        elif code is None and program.alive():
+        elif code is None and (kept or program.alive()):
             state = InstanceState.RUNNING
         else:
             state = InstanceState.EXITED
