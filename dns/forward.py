@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from mesh.aio import Tasks
 from mesh.dns import sockets
 from mesh.dns.cache import Answer, Cache, Key
+from mesh.dns.clients import Networks
 from mesh.dns.counters import Counters
 from mesh.dns.message import CD, DNSSEC_OK, Query
 from mesh.dns.upstream import ResolvConf, Upstream, UpstreamError, is_this_host
@@ -23,7 +23,6 @@ _PATIENCE = 0.7  # seconds until the next upstream is asked too
 _LONGEST = 4.0  # seconds for a question in all: stub resolvers give up after five
 _TRIES = 3
 _MOST_WAITING = 1000
-_MOST_KNOWN_CLIENTS = 4096
 
 
 class Forwarder:
@@ -32,31 +31,30 @@ class Forwarder:
     upstreams: `ADDR[:PORT]`s; none: those of `resolv_conf`. own: where this server listens, never an upstream.
 
     Raises:
-        ValueError: for an address or network that is none.
+        ValueError: for an address that is none.
     """
 
     def __init__(
         self,
         upstreams: Sequence[str],
-        allow: Sequence[str],
+        allow: Networks,
         counters: Counters,
         own: Callable[[], Sequence[tuple[str, int]]],
         resolv_conf: ResolvConf | None = None,
     ) -> None:
         self._configured = [Upstream(*sockets.parse_address(address)) for address in upstreams]
         self._resolv_conf = resolv_conf or ResolvConf()
-        self._allow = [ipaddress.ip_network(network, strict=False) for network in allow]
+        self._allow = allow
         self._counters = counters
         self._own = own
         self._cache = Cache()
-        self._known_clients: dict[str, bool] = {}
         self._in_flight: dict[Key, asyncio.Task[Answer | None]] = {}
         self._waiting = 0
         self._tasks = Tasks()
 
     def resolve(self, query: Query, transport: Transport, client: str) -> Reply | Coroutine[Any, Any, Reply]:
         """The answer, at once where it is known or refused, else a coroutine that gets it."""
-        if not self._allows(client):
+        if not self._allow.include(client):
             self._counters.forwarded["refused"] += 1
             return refuse(query, REFUSED, recursion=True)
         key = _key(query)
@@ -152,15 +150,6 @@ class Forwarder:
             ):
                 return True
         return False
-
-    def _allows(self, client: str) -> bool:
-        allowed = self._known_clients.get(client)
-        if allowed is None:
-            if len(self._known_clients) >= _MOST_KNOWN_CLIENTS:
-                self._known_clients.clear()
-            address = ipaddress.ip_address(client.partition("%")[0])
-            allowed = self._known_clients[client] = any(address in network for network in self._allow)
-        return allowed
 
 
 def _key(query: Query) -> Key:

@@ -19,10 +19,12 @@ from mesh.dns.names import Labels
 HEADER = struct.Struct("!HHHHHH")
 _TYPE_CLASS = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")
+_OPTION = struct.Struct("!HH")
 
 QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 OPCODE, RCODE = 0x7800, 0x000F
 DNSSEC_OK = 0x8000  # among the flags of EDNS
+COOKIE = 10  # EDNS option, RFC 7873
 
 _LONGEST_NAME = 255  # bytes in a message, RFC 1035 2.3.4
 _POINTER = 0xC000
@@ -38,6 +40,7 @@ class Edns(NamedTuple):
     size: int
     version: int
     flags: int
+    cookie: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Query:
+    """`cookie` is the one to answer with."""
+
     id: int
     flags: int
     question: Question
     edns: Edns | None
+    cookie: bytes = b""
+
+    @property
+    def opt_length(self) -> int:
+        """Bytes that our OPT record takes in the answer."""
+        if self.edns is None:
+            return 0
+        return 11 + (4 + len(self.cookie) if self.cookie else 0)
 
     @property
     def recursion_desired(self) -> bool:
@@ -88,6 +101,8 @@ def _question_name(data: bytes) -> tuple[Labels, int]:
 
 def read_query(data: bytes) -> Query:
     """A query with one question. Raises: Malformed."""
+    if len(data) < HEADER.size:
+        raise Malformed("cut within the header")
     query_id, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
     if questions != 1:
         raise Malformed(f"{questions} questions")
@@ -101,21 +116,28 @@ def read_query(data: bytes) -> Query:
         if record.type == QTYPE.OPT:
             if edns is not None or not record.at_root:
                 raise Malformed("a second OPT record, or one that is not the root's")
-            _check_options(data[record.data : record.end])
-            edns = Edns(record.qclass, record.ttl >> 16 & 0xFF, record.ttl & 0xFFFF)
+            cookie = _read_cookie(data[record.data : record.end])
+            edns = Edns(record.qclass, record.ttl >> 16 & 0xFF, record.ttl & 0xFFFF, cookie)
     if at != len(data):
         raise Malformed("bytes after the message")
     return Query(query_id, flags, question, edns)
 
 
-def _check_options(data: bytes) -> None:
-    at = 0
-    while at < len(data):
-        if at + 4 > len(data):
+def _read_cookie(options: bytes) -> bytes | None:
+    """The cookie among EDNS options, if there is one; we know no others."""
+    cookie, at = None, 0
+    while at < len(options):
+        if at + 4 > len(options):
             raise Malformed("cut within an EDNS option")
-        at += 4 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if at != len(data):
+        code, length = _OPTION.unpack_from(options, at)
+        at += 4 + length
+        if code == COOKIE and cookie is None:
+            if length != 8 and not 16 <= length <= 40:
+                raise Malformed("a cookie of a length that none has")
+            cookie = options[at - length : at]
+    if at != len(options):
         raise Malformed("cut within an EDNS option")
+    return cookie
 
 
 class RawRecord(NamedTuple):

@@ -11,13 +11,15 @@ from typing import Any
 
 from mesh.aio import Tasks
 from mesh.dns import sockets
+from mesh.dns.clients import Networks, RateLimit, Verdict
+from mesh.dns.cookies import Cookies
 from mesh.dns.counters import Cell, Counters
 from mesh.dns.forward import Forwarder
-from mesh.dns.message import HEADER, QR, RD
+from mesh.dns.message import HEADER, QR, RD, Malformed, read_query
 from mesh.dns.packets import Packets
 from mesh.dns.tcp import Outcome, TcpConnection, TcpConnections
 from mesh.dns.udp import UdpListener
-from mesh.dns.wire import Forward, Reply, Transport, refuse, respond
+from mesh.dns.wire import Forward, Reply, Transport, cut, refuse, respond
 from mesh.dns.zone import REFUSED, SERVFAIL, Zone
 from mesh.metrics import Family, Sample
 from mesh.table import Table, TableDelta
@@ -53,7 +55,10 @@ class DnsServer:
         self._updated = time.monotonic()
         self._problem = ""
         self._counters = Counters()
-        self._forwarder = Forwarder(upstreams, allow, self._counters, lambda: self.addresses) if forward else None
+        served = Networks(allow)
+        self._forwarder = Forwarder(upstreams, served, self._counters, lambda: self.addresses) if forward else None
+        self._limit = RateLimit(served)
+        self._cookies = Cookies()
         self._connections = TcpConnections(lambda data, client: self._handle(data, Transport.TCP, client))
         self._packets = {transport: Packets() for transport in Transport}
         self._udp: list[UdpListener] = []
@@ -119,6 +124,10 @@ class DnsServer:
 
     def _handle(self, data: bytes, transport: Transport, client: str) -> Outcome:
         started = time.perf_counter()
+        verdict = self._limit.verdict(client, started) if transport is Transport.UDP else Verdict.ANSWER
+        if verdict is not Verdict.ANSWER and not self._has_good_cookie(data, client):
+            self._counters.drops["rate-limit"] += 1
+            return cut(data) if verdict is Verdict.CUT else None
         packets = self._packets[transport]
         if kept := packets.answer(data):
             packet, cell = kept
@@ -126,7 +135,14 @@ class DnsServer:
             return self._count(packet, cell, started)
         first = packets.next_first(data)
         try:
-            reply = respond(data, transport, self._zone, recursion=self._forwarder is not None, first=first)
+            reply = respond(
+                data,
+                transport,
+                self._zone,
+                recursion=self._forwarder is not None,
+                first=first,
+                give_cookie=lambda cookie: self._cookies.give(cookie, client, time.time()),
+            )
         except Exception:  # whatever came, the next client is served
             log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
             reply = _failure(data)
@@ -143,6 +159,13 @@ class DnsServer:
         else:
             packets.keep(data, reply, first, self._counters.cell(transport.value, reply.qtype, reply.rcode))
         return self._finish(reply, transport, started)
+
+    def _has_good_cookie(self, data: bytes, client: str) -> bool:
+        try:
+            edns = read_query(data).edns
+        except Malformed:
+            return False
+        return bool(edns and edns.cookie and self._cookies.is_good(edns.cookie, client, time.time()))
 
     async def _finish_later(self, resolved: Coroutine[Any, Any, Reply], transport: Transport, started: float) -> bytes:
         return self._finish(await resolved, transport, started)

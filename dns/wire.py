@@ -15,14 +15,30 @@ Sources: RFC 1035, RFC 2181 9 (truncation), RFC 6891 (EDNS), RFC 8906 (what a se
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 
 from dnslib import QTYPE
 
-from mesh.dns.message import AA, HEADER, OPCODE, QR, RA, RCODE, RD, TC, Malformed, Query, Writer, read_query
+from mesh.dns.message import (
+    AA,
+    COOKIE,
+    DNSSEC_OK,
+    HEADER,
+    OPCODE,
+    QR,
+    RA,
+    RCODE,
+    RD,
+    TC,
+    Malformed,
+    Query,
+    Writer,
+    read_query,
+)
 from mesh.dns.message import read_question as _read_question
 from mesh.dns.zone import BADVERS, FORMERR, NOTIMP, REFUSED, SERVFAIL, Answer, Record, Subject, Zone
 
@@ -32,7 +48,8 @@ _PLAIN_UDP_SIZE = 512
 _TCP_SIZE = 65535
 _FEW = 8
 """As many addresses of a choice as an answer without EDNS holds."""
-_OPT_LENGTH = 11
+_OPT_RECORD = struct.Struct("!BHHBBHH")
+_OPTION = struct.Struct("!HH")
 
 
 class Transport(Enum):
@@ -60,12 +77,19 @@ class Forward:
 
 
 def respond(
-    data: bytes, transport: Transport, zone: Zone | None, *, recursion: bool = False, first: int | None = None
+    data: bytes,
+    transport: Transport,
+    zone: Zone | None,
+    *,
+    recursion: bool = False,
+    first: int | None = None,
+    give_cookie: Callable[[bytes], bytes] | None = None,
 ) -> Reply | Forward | None:
     """What to do about a datagram or a message of a stream; None: nothing.
 
     `recursion` is what RA says. `first` picks the address that leads where there is a choice (modulo their
-    number), for those who keep answers; the others follow at random.
+    number), for those who keep answers; the others follow at random. `give_cookie` makes the cookie to answer
+    with from the client's half of it.
     """
     if len(data) < HEADER.size or data[2] & 0x80:
         return None
@@ -75,6 +99,8 @@ def respond(
     except Malformed:
         rcode = NOTIMP if flags & OPCODE else FORMERR
         return Reply(_header_only(data, rcode), rcode)
+    if give_cookie and query.edns and query.edns.cookie:
+        query = replace(query, cookie=give_cookie(query.edns.cookie[:8]))
     if flags & OPCODE:
         return _without_records(query, NOTIMP, recursion)
     if query.edns and query.edns.version:
@@ -92,6 +118,15 @@ def respond(
     return _pack(query, answer, _limit(query, transport), recursion, first)
 
 
+def cut(data: bytes) -> bytes | None:
+    """An answer that holds nothing and says: ask by TCP."""
+    try:
+        question, _ = _read_question(data)
+    except Malformed:
+        return None
+    return HEADER.pack(int.from_bytes(data[:2], "big"), QR | TC | data[2] << 8 & RD, 1, 0, 0, 0) + question.raw
+
+
 def refuse(query: Query, rcode: int, *, recursion: bool = False) -> Reply:
     """An answer that only says why there is none."""
     return _without_records(query, rcode, recursion)
@@ -102,7 +137,7 @@ def adapt(query: Query, transport: Transport, body: bytes, counts: tuple[int, in
     limit = _limit(query, transport)
     flags = QR | RA | query.flags & RD | rcode & RCODE
     packet = b"".join((HEADER.pack(query.id, flags, 1, *counts), query.question.raw, body))
-    if len(packet) + (_OPT_LENGTH if query.edns else 0) > limit:
+    if len(packet) + query.opt_length > limit:
         counts = (0, 0, 0)
         packet = HEADER.pack(query.id, flags | TC, 1, 0, 0, 0) + query.question.raw
     if query.edns:
@@ -134,13 +169,14 @@ def _without_records(query: Query, rcode: int, recursion: bool) -> Reply:
 
 
 def _opt(query: Query, rcode: int) -> bytes:
-    """Ours: root, type, our size, the rcode's upper bits, version 0, the DO bit as it came (RFC 3225), no options."""
-    flags = query.edns.flags & 0x8000 if query.edns else 0
-    return b"\0\0\x29" + UDP_SIZE.to_bytes(2, "big") + bytes((rcode >> 4, 0)) + flags.to_bytes(2, "big") + b"\0\0"
+    """Ours: the rcode's upper bits, version 0, the DO bit as it came (RFC 3225), and a cookie for a cookie."""
+    flags = query.edns.flags & DNSSEC_OK if query.edns else 0
+    options = _OPTION.pack(COOKIE, len(query.cookie)) + query.cookie if query.cookie else b""
+    return _OPT_RECORD.pack(0, QTYPE.OPT, UDP_SIZE, rcode >> 4, 0, flags, len(options)) + options
 
 
 def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int | None) -> Reply:
-    room = limit - (_OPT_LENGTH if query.edns else 0)
+    room = limit - query.opt_length
     writer = Writer(query.question.raw)
     flags = QR | AA | query.flags & RD | (RA if recursion else 0) | answer.rcode
     records, variants = answer.answer, 1
@@ -160,7 +196,8 @@ def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int 
         additional += 1
     writer.data[:12] = HEADER.pack(query.id, flags, 1, written, authority, additional)
     question_end = 12 + len(query.question.raw)
-    return Reply(bytes(writer.data), answer.rcode, query.question.type, answer.subject, variants, question_end)
+    subject = None if query.cookie else answer.subject  # with a cookie it is this client's alone
+    return Reply(bytes(writer.data), answer.rcode, query.question.type, subject, variants, question_end)
 
 
 def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:

@@ -157,7 +157,8 @@ def test_no_bytes_stop_the_responder(data: bytes) -> None:
     if isinstance(reply, Reply):
         assert reply.packet[:2] == data[:2]
         assert reply.packet[2] & 0x80
-        dns.message.from_wire(reply.packet, ignore_trailing=False)
+        if not reply.packet[2] & 0x78:  # dnspython reads other opcodes as other kinds of messages
+            dns.message.from_wire(reply.packet, ignore_trailing=False)
 
 
 @given(st.binary(min_size=12, max_size=300))

@@ -220,6 +220,7 @@ def test_silence(data: bytes) -> None:
     HEADER[:11] + b"\2" + QUESTION + OPT + OPT,
     HEADER[:11] + b"\1" + QUESTION + b"\1a" + OPT,  # an OPT that is not the root's
     HEADER[:11] + b"\1" + QUESTION + OPT[:-1] + b"\3\0\x0a\0",  # a cut option
+    HEADER[:11] + b"\1" + QUESTION + OPT[:-2] + b"\0\7" + b"\0\x0a\0\3abc",  # a cookie of 3 bytes
     HEADER[:11] + b"\3" + QUESTION + b"\0\0\1\0\1\0\0\0\0\0\0" * 3,
 ])  # fmt: skip
 def test_formerr_with_the_same_id(data: bytes) -> None:
