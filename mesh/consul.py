@@ -236,6 +236,16 @@ class ConsulStore:
         # A release writes a value too: the present one.
         return bool(await self._consul.kv.put(key, entry.value, release=session))
 
+    # ── about the store itself ───────────────────────────────────────────────────────────────
+
+    async def leader(self) -> str | None:
+        """The address of the server that leads."""
+        return str(await self._consul.status.leader()) or None
+
+    async def about(self) -> dict[str, Any]:
+        """What the asked agent says of itself: `Config` and `DebugConfig`."""
+        return dict(await self._consul.agent.self())
+
 
 # ── requests and answers ─────────────────────────────────────────────────────────────────────
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from mesh.settings import StoreSettings
 
@@ -45,8 +44,10 @@ class ConsulServer:
     `config` is merged into its configuration.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None, *, token: str | None = None) -> None:
+        """`token`: one that may read the catalog, where `config` turns ACLs on."""
         self._folder = folder
+        self._token = token
         self._http, server, serf_lan, serf_wan = (free_port() for _ in range(4))
         self._config: dict[str, Any] = {
             "server": True,
@@ -91,7 +92,7 @@ class ConsulServer:
                 [consul_binary(), "agent", "-config-file", str(file)], stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._has_leader():
+        while not self._takes_writes():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"consul does not start: {(self._folder / 'consul.log').read_text()[-2000:]}")
@@ -122,16 +123,14 @@ class ConsulServer:
     ) -> None:
         self.kill()
 
-    def _has_leader(self) -> bool:
-        """A leader, and its own node in the catalog (sessions belong to a node)."""
+    def _takes_writes(self) -> bool:
+        """It leads, and its own node is in the catalog (sessions belong to a node)."""
+        return bool(self._ask("/v1/status/leader")) and bool(self._ask("/v1/catalog/node/test"))
+
+    def _ask(self, path: str) -> Any:
+        headers = {"X-Consul-Token": self._token} if self._token else {}
         try:
-            with urlopen(f"{self.address}/v1/status/leader", timeout=2) as answer:
-                if json.load(answer) == "":
-                    return False
-            with urlopen(f"{self.address}/v1/catalog/node/test", timeout=2) as answer:
-                return bool(json.load(answer))
-        except URLError as error:
-            # With ACLs the catalog is closed to strangers; a leader that says so is a leader.
-            return getattr(error, "code", 0) == 403
+            with urlopen(Request(self.address + path, headers=headers), timeout=2) as answer:
+                return json.load(answer)
         except (OSError, ValueError):
-            return False
+            return None
