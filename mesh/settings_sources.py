@@ -72,7 +72,18 @@ class Sources:
         """
         environ = os.environ if environ is None else environ
         path = _config_path(config, environ)
-        return cls(environ, _read_config(path) if path else {}, path, running_dev(dev_state(environ)))
+        return cls(environ, _read_config(path) if path else {}, path, running_dev(_dev_folder(environ)))
+
+    def admin_token(self, admin: str) -> str | None:
+        """Of the agent at the URL `admin`: MESH_ADMIN_TOKEN, or the file of the `mesh dev` or agent on this machine."""
+        if token := self.environ.get("MESH_ADMIN_TOKEN"):
+            return token
+        is_dev = self.dev is not None and self.dev.admin == admin
+        folder = _dev_folder(self.environ) if is_dev else state_folder("agent", self.environ)
+        try:
+            return (folder / "admin.token").read_text().strip()
+        except OSError:
+            return None
 
     def _layers(self, section: str, flags: Mapping[str, Any]) -> list[_Layer]:
         prefix = "MESH_" if section in ("store", "agent") else f"MESH_{section.upper()}_"
@@ -145,6 +156,11 @@ def state_folder(what: str, environ: Mapping[str, str]) -> Path:
 def dev_state(environ: Mapping[str, str]) -> Path:
     """The folder of `mesh dev`: the same for root, so that one CLI call finds it."""
     return _user_state(environ) / "dev"
+
+
+def _dev_folder(environ: Mapping[str, str]) -> Path:
+    """Where to look for a `mesh dev`: MESH_DEV_STATE names that of one that was started with --state."""
+    return Path(environ["MESH_DEV_STATE"]) if environ.get("MESH_DEV_STATE") else dev_state(environ)
 
 
 def _user_state(environ: Mapping[str, str]) -> Path:

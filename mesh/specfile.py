@@ -5,7 +5,7 @@ Every fault of every file is reported at once, as `file:line: path: sentence` wh
 
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ class Document:
     lines: Mapping[str, int]
 
 
-def read_specs(paths: Sequence[str]) -> list[SpecSource]:
+def read_specs(paths: Sequence[str], check: Callable[[ServiceSpec], object] | None = None) -> list[SpecSource]:
     """All services in files, folders (their own files, not those of subfolders) and `-` (standard input).
+
+    `check` may find more faults in a spec, as a `SpecError`.
 
     Raises:
         SpecError: with every fault of every file.
@@ -50,7 +52,7 @@ def read_specs(paths: Sequence[str]) -> list[SpecSource]:
             errors += error.errors
             continue
         for file in files:
-            for spec in _specs(file, errors):
+            for spec in _specs(file, check, errors):
                 if spec.name in found:
                     errors.append(f"{file}: service {spec.name!r} is already in {found[spec.name].file}")
                 found[spec.name] = SpecSource(spec, file)
@@ -69,7 +71,7 @@ def _files(path: str) -> list[str]:
     return files
 
 
-def _specs(file: str, errors: list[str]) -> Iterator[ServiceSpec]:
+def _specs(file: str, check: Callable[[ServiceSpec], object] | None, errors: list[str]) -> Iterator[ServiceSpec]:
     """The valid specs of one file; what is wrong goes into `errors`."""
     shown = "standard input" if file == "-" else file
     try:
@@ -82,9 +84,13 @@ def _specs(file: str, errors: list[str]) -> Iterator[ServiceSpec]:
         for prefix, name, body in _services(document.value):
             count += 1
             try:
-                yield parse_spec(body, name)
+                spec = parse_spec(body, name)
+                if check:
+                    check(spec)
             except SpecError as error:
                 errors += [_located(shown, prefix, sentence, document.lines) for sentence in error.errors]
+            else:
+                yield spec
     if not count:
         errors.append(f"{shown}: holds no service")
 

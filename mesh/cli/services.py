@@ -29,10 +29,10 @@ async def apply(
 ) -> None:
     """Write service specs. All are validated first: if one is wrong, none is written."""
     from mesh.cli import wishes
-    from mesh.specfile import read_specs
+    from mesh.cli.specs import read_specs
 
     longest = seconds("--timeout", timeout)
-    specs = [source.spec for source in read_specs(paths)]
+    specs = read_specs(paths)
     view = await mesh.view()
     results = await wishes.write(mesh, specs)
     if json:

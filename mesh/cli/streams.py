@@ -13,7 +13,6 @@ from mesh import console
 from mesh.aio import Tasks
 from mesh.cli.base import Failed, Mesh
 from mesh.model import ReplicaState
-from mesh.settings_sources import Sources, dev_state, state_folder
 from mesh.status import ReplicaStatus, service_names, service_status
 from mesh.suggestion import suggestion
 from mesh.view import View
@@ -148,7 +147,7 @@ class Agents:
         if node is None or not node.report.admin:
             raise Failed(f"{replica.id}: its node {replica.node} does not report where its agent is")
         admin = node.report.admin
-        headers = {"Authorization": f"Bearer {token}"} if (token := admin_token(self._sources, admin)) else {}
+        headers = {"Authorization": f"Bearer {token}"} if (token := self._sources.admin_token(admin)) else {}
         url = f"{admin}/v1/replicas/{quote(replica.id, safe='')}/{verb}"
         try:
             async with self._http.request(method, url, headers=headers, **more) as response:
@@ -160,17 +159,6 @@ class Agents:
             what = str(error) or "no answer in time"
             raise Failed(f"{replica.id}: cannot reach the agent of {replica.node} at {admin}: {what}; "
                          "other hosts need its --admin-listen on an address that they reach") from None  # fmt: skip
-
-
-def admin_token(sources: Sources, admin: str) -> str | None:
-    """The token of the agent at `admin`: MESH_ADMIN_TOKEN, or the file of the `mesh dev` or agent on this machine."""
-    if token := sources.environ.get("MESH_ADMIN_TOKEN"):
-        return token
-    state = dev_state(sources.environ) if sources.dev and sources.dev.admin == admin else None
-    folder = state or state_folder("agent", sources.environ)
-    with contextlib.suppress(OSError):
-        return (folder / "admin.token").read_text().strip()
-    return None
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[str]:

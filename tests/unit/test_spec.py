@@ -29,7 +29,7 @@ def web(**fields: Any) -> dict[str, Any]:
 
 # ── sentences ────────────────────────────────────────────────────────────────────────────────
 
-ONE_FAULT = {
+ONE_FAULT: dict[str, dict[str, Any]] = {
     "ports.http.target: must be 1..65535, got 0": {"ports": {"http": {"port": 80, "target": 0}}},
     "ports.http.port: must be a whole number, got true": {"ports": {"http": {"port": True}}},
     "ports.http.port: is required": {"ports": {"http": {}}},

@@ -1,0 +1,16 @@
+"""The specs that a command is given, checked by all who will have a say."""
+
+from collections.abc import Sequence
+
+from mesh import specfile
+from mesh.scheduler.blueprint import draw
+from mesh.spec import ServiceSpec
+
+
+def read_specs(paths: Sequence[str]) -> list[ServiceSpec]:
+    """What is in these files, folders or standard input.
+
+    Raises:
+        SpecError: with every fault, also those that only the scheduler finds.
+    """
+    return [source.spec for source in specfile.read_specs(paths, lambda spec: draw(spec, spec.canonical()))]
