@@ -1,0 +1,291 @@
+"""The pure parts: balance, retry budget, policy, routes, the timer wheel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.proxy.balance import Balancer, tiers_of
+from mesh.proxy.http1 import parse_request
+from mesh.proxy.policy import Policy, parse_policy
+from mesh.proxy.retry import FLOOR, WINDOW, RetryBudget, may_retry
+from mesh.proxy.route import Router
+from mesh.proxy.timers import NEVER, TICK, Timed, Wheel
+from mesh.spec import Traffic
+from mesh.table import Rule, TableRoute, Target
+from tests.proxy_server.wire import Mesh, answering, free_port
+
+# ── balance
+
+
+@dataclass(eq=False)
+class Fake:
+    name: str = ""
+    weight: int = 100
+    in_flight: int = 0
+    avoid_until: float = 0.0
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-request"])
+def test_idle_endpoints_take_turns(balance: str) -> None:
+    balancer, endpoints = Balancer(balance), [Fake(name) for name in "abc"]
+    picked = [balancer.pick([endpoints], (), 0) for _ in range(300)]
+    assert Counter(each.name for each in picked if each) == {"a": 100, "b": 100, "c": 100}
+
+
+def test_least_request_spares_the_busy() -> None:
+    balancer, busy = Balancer("least-request"), Fake("busy", in_flight=50)
+    endpoints = [busy, Fake("a"), Fake("b")]
+    picked = Counter(balancer.pick([endpoints], (), 0) is busy for _ in range(3000))
+    assert picked[True] < 500  # of two choices both must be the busy one: a ninth
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-request"])
+def test_weights(balance: str) -> None:
+    balancer, heavy = Balancer(balance), Fake("heavy", weight=300)
+    picked = sum(balancer.pick([[heavy, Fake("light")]], (), 0) is heavy for _ in range(4000))
+    assert 2800 < picked < 3200
+
+
+def test_tiers() -> None:
+    ready, suspect, running = Fake("ready"), Fake("suspect"), Fake("running")
+    states = [("running", running), ("suspect", suspect), ("ready", ready), ("ready", Fake("none", weight=0))]
+    assert tiers_of(states, 1) == [[ready], [suspect], [running]]
+    assert tiers_of(states, 0) == [[ready], [suspect]]
+    balancer, tiers = Balancer("round-robin"), tiers_of(states, 1)
+    assert balancer.pick(tiers, (), 0) is ready
+    assert balancer.pick(tiers, [ready], 0) is suspect
+    assert balancer.pick(tiers, [ready, suspect], 0) is running
+    assert balancer.pick(tiers, [ready, suspect, running], 0) is None
+
+
+def test_an_endpoint_that_refused_is_the_last_choice_for_a_while() -> None:
+    balancer = Balancer("round-robin")
+    refused, running = Fake("refused", avoid_until=5.0), Fake("running")
+    assert balancer.pick([[refused], [running]], (), 4.9) is running
+    assert balancer.pick([[refused], [running]], [running], 4.9) is refused
+    assert balancer.pick([[refused], [running]], (), 5.0) is refused
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ready", "suspect", "running"]), st.integers(0, 3))), st.integers(0, 2))
+def test_every_endpoint_of_weight_is_tried_once(states: list[tuple[str, int]], desired: int) -> None:
+    endpoints = [(state, Fake(state, weight=weight)) for state, weight in states]
+    tiers, tried = tiers_of(endpoints, desired), list[Fake]()
+    balancer = Balancer("least-request")
+    while (picked := balancer.pick(tiers, tried, 0)) is not None:
+        assert picked not in tried
+        tried.append(picked)
+    assert [each.name for each in tried] == sorted(
+        (each.name for each in tried), key=["ready", "suspect", "running"].index
+    )
+    assert len(tried) == sum(weight > 0 and (state != "running" or desired > 0) for state, weight in states)
+
+
+# ── retries
+
+
+def test_the_budget_is_a_share_of_the_last_ten_seconds() -> None:
+    budget = RetryBudget(0.2)
+    for _ in range(1000):
+        budget.request(100.0)
+    assert sum(budget.spend(105.0) for _ in range(1000)) == FLOOR * WINDOW + 200
+    assert not budget.spend(109.9)
+    assert sum(budget.spend(115.0) for _ in range(1000)) == FLOOR * WINDOW  # the requests and retries have aged out
+
+
+def test_the_budget_survives_a_long_pause() -> None:
+    budget = RetryBudget(0.5)
+    budget.request(1.0)
+    assert sum(budget.spend(1e9) for _ in range(1000)) == FLOOR * WINDOW
+
+
+@pytest.mark.parametrize(
+    ("failure", "method", "tries", "replayable", "sent", "again"),
+    [
+        ("connect-failure", b"POST", 1, True, False, True),
+        ("connect-failure", b"GET", 3, True, False, False),  # two retries were made
+        ("reset", b"GET", 1, True, True, True),
+        ("reset", b"POST", 1, True, True, False),
+        ("reset", b"PUT", 1, False, True, False),
+        ("timeout", b"GET", 1, True, True, False),  # not among the default reasons
+        (503, b"GET", 1, True, True, True),
+        (503, b"PATCH", 1, True, True, False),
+        (500, b"GET", 1, True, True, False),
+        ("protocol", b"GET", 1, True, True, False),
+    ],
+)
+def test_what_may_be_tried_again(
+    failure: str | int, method: bytes, tries: int, replayable: bool, sent: bool, again: bool
+) -> None:
+    assert may_retry(Policy(), failure, method, tries, replayable=replayable, sent=sent) is again
+
+
+# ── policy
+
+
+def test_the_operator_s_notation() -> None:
+    policy, problems = parse_policy({
+        "balance": "round-robin", "timeout": "30s", "connect_timeout": "250ms", "idle_timeout": "1h",
+        "retries": {"attempts": 0, "on": ["timeout", 500], "budget": "10%", "per_try_timeout": "2s"},
+        "breaker": {"consecutive": 5}, "limits": {"in_flight": 1024},
+    })  # fmt: skip
+    assert problems == []
+    assert policy == Policy("round-robin", 30, 0.25, 3600, 0, frozenset({"timeout", 500}), 0.1, 2)
+
+
+def test_defaults_are_the_spec_s() -> None:
+    assert parse_policy(Traffic().model_dump(mode="json")) == (Policy(), [])
+
+
+SETTINGS = st.none() | st.integers() | st.text() | st.lists(st.integers())
+RETRIES = st.dictionaries(st.sampled_from(["attempts", "on", "budget"]), SETTINGS)
+
+
+@given(st.dictionaries(st.sampled_from(["balance", "timeout", "retries", "idle_timeout"]), SETTINGS | RETRIES))
+def test_no_setting_stops_the_worker(traffic: dict[str, object]) -> None:
+    policy, _ = parse_policy(traffic)
+    assert policy.timeout >= 0
+
+
+# ── routes
+
+
+def _route(rules: list[Rule], host: str, target: str, *fields: str) -> str | None:
+    head = "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *fields, "", ""])
+    found = Router(rules).target(parse_request(head.encode()))
+    return found.service if found else None
+
+
+def _rule(service: str, host: str = "", path: str = "/", **headers: str) -> Rule:
+    return Rule(host=host, path=path, headers=headers, to=[Target(service=service, port="http")])
+
+
+RULES = [
+    _rule("fallback"),
+    _rule("wild", "*.example.com"),
+    _rule("deep", "*.b.example.com"),
+    _rule("shop", "shop.example.com"),
+    _rule("api", "shop.example.com", "/api"),
+    _rule("api-2", "shop.example.com", "/api/v2/"),
+    _rule("beta", "shop.example.com", "/api", **{"X-Beta": "1"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "fields", "service"),
+    [
+        ("shop.example.com", "/", [], "shop"),
+        ("SHOP.example.com:8080", "/apis", [], "shop"),
+        ("shop.example.com", "/api", [], "api"),
+        ("shop.example.com", "/api?x=/api/v2", [], "api"),
+        ("shop.example.com", "/api/v2", [], "api-2"),
+        ("shop.example.com", "/api/v2/x", [], "api-2"),
+        ("shop.example.com", "/api/x", ["x-beta: 1"], "beta"),
+        ("shop.example.com", "/api/x", ["x-beta: 2"], "api"),
+        ("a.example.com", "/", [], "wild"),
+        ("a.b.example.com", "/", [], "deep"),
+        ("example.com", "/", [], "fallback"),
+        ("[::1]:80", "/", [], "fallback"),
+    ],
+)
+def test_the_most_specific_rule_wins(host: str, target: str, fields: list[str], service: str) -> None:
+    assert _route(RULES, host, target, *fields) == service
+    assert _route(RULES[::-1], host, target, *fields) == service
+    assert _route(RULES[1:], "other.org", target) is None
+
+
+def test_weights_between_targets_are_exact() -> None:
+    targets = [Target(service="old", port="http", weight=90), Target(service="new", port="http", weight=10),
+               Target(service="off", port="http", weight=0)]  # fmt: skip
+    router = Router([Rule(to=targets)])
+    request = parse_request(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+    for _ in range(3):
+        picked = Counter(target.service for _ in range(1000) if (target := router.target(request)))
+        assert picked == {"old": 900, "new": 100}
+
+
+async def test_a_route_listens_and_splits_by_tag(mesh: Mesh) -> None:
+    upstream = await mesh.add("web-1", answering(b"1"))
+    port = free_port()
+    to = [Target(service="web", port="http", tag="v2")]
+    mesh.routes = {"shop": TableRoute(listen=f"127.0.0.1:{port}", rules=[
+        Rule(host="shop", path="/", to=[Target(service="web", port="http")]),
+        Rule(host="shop", path="/canary", to=to),
+        Rule(host="shop", path="/gone", to=[Target(service="none", port="http")]),
+    ])}  # fmt: skip
+    await mesh.update()
+
+    async def ask(path: str, host: str = "shop") -> tuple[str, bytes]:
+        client = await mesh.dial(port)
+        await client.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        head, body = await client.answer()
+        return head.start.split()[1], body
+
+    assert await ask("/") == ("200", b"1")
+    assert await ask("/", "other") == ("404", b"no route for this host and path\n")
+    assert await ask("/gone") == ("503", b"none.http: no such service and port\n")
+    assert await ask("/canary") == ("503", b"web.http: no endpoint with tag v2 is up, 1 wanted\n")
+    assert upstream.accepted == 1
+
+
+# ── the timer wheel
+
+
+class Alarm(Timed):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.rang: list[float] = []
+        self.heard = asyncio.Event()
+
+    def expire(self) -> None:
+        self.rang.append(self.loop.time())
+        self.heard.set()
+
+
+async def test_deadlines_fire_once_and_never_early() -> None:
+    loop = asyncio.get_running_loop()
+    wheel, start = Wheel(loop), loop.time()
+    alarms = [Alarm(loop) for _ in range(5)]
+    for number, alarm in enumerate(alarms):
+        wheel.watch(alarm, wheel.now + number * 0.7 * TICK)
+    await asyncio.wait_for(asyncio.gather(*[alarm.heard.wait() for alarm in alarms]), 10)
+    for number, alarm in enumerate(alarms):
+        assert len(alarm.rang) == 1
+        assert alarm.rang[0] - start >= number * 0.7 * TICK - 0.005  # the loop's clock counts in milliseconds
+    wheel.close()
+
+
+async def test_deadlines_may_move_and_vanish() -> None:
+    loop = asyncio.get_running_loop()
+    wheel = Wheel(loop)
+    sooner, later, never = Alarm(loop), Alarm(loop), Alarm(loop)
+    now = wheel.now
+    wheel.watch(sooner, now + 1000)
+    wheel.watch(sooner, now + TICK)
+    wheel.watch(later, now + TICK)
+    later.deadline = now + 8 * TICK
+    wheel.watch(never, now + TICK)
+    never.deadline = NEVER
+    await asyncio.wait_for(sooner.heard.wait(), 10)
+    assert later.rang == []
+    await asyncio.wait_for(later.heard.wait(), 10)
+    assert never.rang == []
+    wheel.close()
+
+
+async def test_the_wheel_rests_when_nothing_is_watched() -> None:
+    loop = asyncio.get_running_loop()
+    wheel, alarm = Wheel(loop), Alarm(loop)
+    wheel.watch(alarm, wheel.now)
+    await asyncio.wait_for(alarm.heard.wait(), 10)
+    assert wheel._timer is None
+    wheel.watch(alarm, wheel.now)
+    alarm.heard.clear()
+    await asyncio.wait_for(alarm.heard.wait(), 10)
+    wheel.close()
