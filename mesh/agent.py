@@ -266,10 +266,11 @@ class Agent:
 
     def _surround(self, domain: str) -> None:
         listens = [address.rpartition(":") for address in self._settings.dns_listen]
+        nameservers = [host for host, _, port in listens if port == "53" and not host.startswith("127.")]
         self._hands.surroundings = Surroundings(
             node=self._settings.node,
-            dns=self._settings.dns_listen[0],
-            nameservers=[host for host, _, port in listens if port == "53" and not host.startswith("127.")],
+            dns=f"{nameservers[0]}:53" if nameservers else self._settings.dns_listen[0],  # containers reach it too
+            nameservers=nameservers,
             search=[f"svc.{domain}"],
         )
 
