@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from re import _parser  # type: ignore[attr-defined]  # the only way to see a pattern's structure
@@ -175,9 +176,10 @@ def _bounded_pattern(pattern: str) -> re.Pattern[str]:
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"a pattern may have at most {MAX_PATTERN} characters")
     try:
-        tree = _parser.parse(pattern)
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings(action="error"):  # what may mean something else in a later Python
+            tree = _parser.parse(pattern)
+            compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise ValueError(f"not a regular expression: {error}") from None
     repeats, choices = _variable_parts(tree, repeated=False)
     if repeats > MAX_OPEN_REPEATS or choices > MAX_CHOICES:

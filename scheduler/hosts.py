@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mesh.keys import Keys
-from mesh.model import NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
+from mesh.model import NodeReport, NodeSettings, ReplicaReport, ReplicaState
 from mesh.scheduler.sentences import listed
 from mesh.units import format_duration
 from mesh.view import View
@@ -33,6 +33,7 @@ class Memory:
     """What a leader has seen with its own eyes: since when nodes are gone, and replicas ready or not."""
 
     since: float | None = None  # when it began to look; None: it has not
+    calm_since: float = 0.0  # the brake was last pulled
     gone: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, Standing] = field(default_factory=dict)
 
@@ -71,19 +72,25 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
     gone = {node: memory.gone.get(node, now)
             for node in view.nodes.keys() | view.node_plans.keys()
             if node not in view.nodes or not view.nodes[node].held}  # fmt: skip
+    placed = {one.id: one.placed for plan in view.node_plans.values() for one in plan.replicas}
     standing = {
-        replica.id: _standing(replica, memory.standing.get(replica.id), now)
+        replica.id: _standing(replica, memory.standing.get(replica.id), placed.get(replica.id, 0.0), now)
         for node in view.nodes.values()
         for replica in node.report.replicas
     }
-    return Memory(now if memory.since is None else memory.since, gone, standing)
+    return Memory(
+        since=now if memory.since is None else memory.since,
+        calm_since=now if _brake(view, _suspects(view, gone)) else memory.calm_since,
+        gone=gone,
+        standing=standing,
+    )
 
 
-def _standing(replica: ReplicaReport, before: Standing | None, now: float) -> Standing:
-    """Changes that we saw count by our clock; else its agent is believed, whose clock may not be ahead of ours."""
+def _standing(replica: ReplicaReport, before: Standing | None, placed: float, now: float) -> Standing:
+    """Changes that we saw count by our clock; else its agent is believed, within reason: its clock may be wrong."""
     ready = replica.state is ReplicaState.READY
     if before is None:
-        return Standing(ready, min(replica.since, now))
+        return Standing(ready, min(max(replica.since, placed), now))
     return before if before.ready == ready else Standing(ready, now)
 
 
@@ -91,13 +98,17 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
     """The condition of every node.
 
     If more than half of two or more nodes vanish together, none of them is given up: the store, or the way to it,
-    is the likelier culprit.
+    is the likelier culprit. When enough of them are back, the others have the whole grace again.
     """
-    suspects = {node: since for node, since in memory.gone.items() if not _given_up(view.node_plans.get(node))}
+    suspects = _suspects(view, memory.gone)
     prefix = keys.observed_nodes
     unreadable = {key.removeprefix(prefix) for key in view.unreadable if key.startswith(prefix)}
     frozen = _brake(view, suspects)
-    due = {node: since + lost_after for node, since in suspects.items() if node not in unreadable and not frozen}
+    due = {
+        node: max(since, memory.calm_since) + lost_after
+        for node, since in suspects.items()
+        if node not in unreadable and not frozen
+    }
     hosts: dict[str, Host] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
         seen = view.nodes.get(name)
@@ -125,9 +136,9 @@ def _brake(view: View, suspects: Collection[str]) -> str:
     return f"replacement is frozen: {len(silent)} of {known} nodes vanished together ({listed(silent)})"
 
 
-def _given_up(plan: NodePlan | None) -> bool:
-    """A node that never had a plan has nothing to lose."""
-    return plan is None or plan.lost
+def _suspects(view: View, gone: Mapping[str, float]) -> dict[str, float]:
+    """Silent nodes that are not given up yet; one that never had a plan has nothing to lose."""
+    return {node: since for node, since in gone.items() if node in view.node_plans and not view.node_plans[node].lost}
 
 
 def _availability(settings: NodeSettings) -> tuple[Condition, str]:

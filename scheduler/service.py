@@ -79,6 +79,8 @@ class Decision:
             return
         vacated = self._count_failures(buckets)
         seats, surplus = self._seats(buckets, wish)
+        for seat in seats[before.desired :]:
+            vacated.setdefault(seat.slot, self._size_cause(wish))
         blueprint = self._advance_rollout(seats)
         self._choose_goals(seats, blueprint)
         moves = self._settle(seats, blueprint, vacated)

@@ -90,6 +90,7 @@ class World:
         self._order = itertools.count()
         self._states: dict[str, ReplicaState] = {}
         self._dirty = True
+        self._every_while()
 
     # ── what operators and fate do ───────────────────────────────────────────────────────────
 
@@ -188,7 +189,7 @@ class World:
     def reconcile(self) -> Outcome:
         """One look; what it decides is written, seen by the agents, and checked."""
         view = self.view()
-        outcome = reconcile(view, self.now, self._new_id, self.memory)
+        outcome = reconcile(view, self.now, self.new_id, self.memory)
         self.reconciles += 1
         self.last, self.memory = outcome, outcome.memory
         assert not outcome.faults, outcome.faults
@@ -233,8 +234,13 @@ class World:
             replicas=list(node.reported),
         )
 
-    def _new_id(self) -> str:
+    def new_id(self) -> str:
         return f"{next(self._ids) % 65536:04x}"
+
+    def _every_while(self) -> None:
+        """The leader's full look."""
+        self._dirty = True
+        self._after(45.0, self._every_while)
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────
 
