@@ -33,7 +33,8 @@ class Memory:
     """What a leader has seen with its own eyes: since when nodes are gone, and replicas ready or not."""
 
     since: float | None = None  # when it began to look; None: it has not
-    calm_since: float = 0.0  # the brake was last pulled
+    braked: bool = False  # more than half of the nodes were gone at the last look
+    calm_since: float = 0.0  # since when they are not
     gone: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, Standing] = field(default_factory=dict)
 
@@ -78,9 +79,11 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
         for node in view.nodes.values()
         for replica in node.report.replicas
     }
+    braked = bool(_brake(view, _suspects(view, gone)))
     return Memory(
         since=now if memory.since is None else memory.since,
-        calm_since=now if _brake(view, _suspects(view, gone)) else memory.calm_since,
+        braked=braked,
+        calm_since=now if braked or memory.braked else memory.calm_since,
         gone=gone,
         standing=standing,
     )
