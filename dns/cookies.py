@@ -11,7 +11,8 @@ import hmac
 import os
 import struct
 
-CLIENT_LENGTH = 8
+from mesh.dns.message import COOKIE_HALF
+
 _SERVER = struct.Struct("!B3xI8s")  # version, reserved, seconds, hash
 _VERSION = 1
 _OLDEST, _NEWEST = 3600, -300  # seconds of age at which a cookie is good
@@ -30,7 +31,7 @@ class Cookies:
 
     def is_good(self, cookie: bytes, client: str, now: float) -> bool:
         """Whether we gave this cookie to this address, not long ago."""
-        client_cookie, server_cookie = cookie[:CLIENT_LENGTH], cookie[CLIENT_LENGTH:]
+        client_cookie, server_cookie = cookie[:COOKIE_HALF], cookie[COOKIE_HALF:]
         if len(server_cookie) != _SERVER.size:
             return False
         version, seconds, found = _SERVER.unpack(server_cookie)

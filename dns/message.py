@@ -25,6 +25,7 @@ QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 OPCODE, RCODE = 0x7800, 0x000F
 DNSSEC_OK = 0x8000  # among the flags of EDNS
 COOKIE = 10  # EDNS option, RFC 7873
+COOKIE_HALF = 8  # bytes that the client chose
 
 _LONGEST_NAME = 255  # bytes in a message, RFC 1035 2.3.4
 _POINTER = 0xC000
@@ -132,7 +133,7 @@ def _read_cookie(options: bytes) -> bytes | None:
         code, length = _OPTION.unpack_from(options, at)
         at += 4 + length
         if code == COOKIE and cookie is None:
-            if length != 8 and not 16 <= length <= 40:
+            if length != COOKIE_HALF and not 16 <= length <= 40:
                 raise Malformed("a cookie of a length that none has")
             cookie = options[at - length : at]
     if at != len(options):

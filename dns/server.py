@@ -19,7 +19,7 @@ from mesh.dns.message import HEADER, QR, RD, Malformed, read_query
 from mesh.dns.packets import Packets
 from mesh.dns.tcp import Outcome, TcpConnection, TcpConnections
 from mesh.dns.udp import UdpListener
-from mesh.dns.wire import Forward, Reply, Transport, cut, refuse, respond
+from mesh.dns.wire import Forward, Reply, Transport, ask_by_tcp, refuse, respond
 from mesh.dns.zone import REFUSED, SERVFAIL, Zone
 from mesh.metrics import Family, Sample
 from mesh.table import Table, TableDelta
@@ -127,7 +127,7 @@ class DnsServer:
         verdict = self._limit.verdict(client, started) if transport is Transport.UDP else Verdict.ANSWER
         if verdict is not Verdict.ANSWER and not self._has_good_cookie(data, client):
             self._counters.drops["rate-limit"] += 1
-            return cut(data) if verdict is Verdict.CUT else None
+            return ask_by_tcp(data) if verdict is Verdict.CUT else None
         packets = self._packets[transport]
         if kept := packets.answer(data):
             packet, cell = kept
@@ -135,30 +135,35 @@ class DnsServer:
             return self._count(packet, cell, started)
         first = packets.next_first(data)
         try:
-            reply = respond(
-                data,
-                transport,
-                self._zone,
-                recursion=self._forwarder is not None,
-                first=first,
-                give_cookie=lambda cookie: self._cookies.give(cookie, client, time.time()),
-            )
+            reply = self._respond(data, transport, client, first)
         except Exception:  # whatever came, the next client is served
             log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
             reply = _failure(data)
         if reply is None:
             self._counters.drops["not-a-query"] += 1
             return None
-        if isinstance(reply, Forward):
-            if self._forwarder is None:
-                return self._finish(refuse(reply.query, REFUSED), transport, started)
-            resolved = self._forwarder.resolve(reply.query, transport, client)
-            if not isinstance(resolved, Reply):
-                return self._tasks.spawn(self._finish_later(resolved, transport, started), "dns forward")
-            reply = resolved
-        else:
+        if isinstance(reply, Reply):
             packets.keep(data, reply, first, self._counters.cell(transport.value, reply.qtype, reply.rcode))
-        return self._finish(reply, transport, started)
+            return self._finish(reply, transport, started)
+        return self._tasks.spawn(self._finish_later(reply, transport, started), "dns forward")
+
+    def _respond(
+        self, data: bytes, transport: Transport, client: str, first: int
+    ) -> Reply | Coroutine[Any, Any, Reply] | None:
+        recursion = self._forwarder is not None
+        reply = respond(
+            data,
+            transport,
+            self._zone,
+            recursion=recursion,
+            first=first,
+            give_cookie=lambda cookie: self._cookies.give(cookie, client, time.time()),
+        )
+        if not isinstance(reply, Forward):
+            return reply
+        if self._forwarder is None:
+            return refuse(reply.query, REFUSED)
+        return self._forwarder.resolve(reply.query, transport, client)
 
     def _has_good_cookie(self, data: bytes, client: str) -> bool:
         try:

@@ -52,7 +52,7 @@ class TcpConnections:
 
     def close(self) -> None:
         for connection in list(self._open):
-            connection.abort()
+            connection.close()
 
 
 class TcpConnection(asyncio.Protocol):
@@ -93,6 +93,10 @@ class TcpConnection(asyncio.Protocol):
         self._full = False
         self._mark_active()
         self._answer_what_came()
+
+    def close(self) -> None:
+        """What was answered is still sent."""
+        self._transport.close()
 
     def abort(self) -> None:
         self._connections.closed(self)

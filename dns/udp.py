@@ -25,9 +25,11 @@ class UdpListener:
         self._counters = counters
         wildcard = sockets.is_wildcard(sock.getsockname()[0])
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._read_wildcard if wildcard else self._read)
+        self._receive = self._read_wildcard if wildcard else self._read
+        self._loop.add_reader(sock.fileno(), self._receive)
 
     def close(self) -> None:
+        self._receive()  # what has come is answered
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
 

@@ -26,6 +26,7 @@ from dnslib import QTYPE
 from mesh.dns.message import (
     AA,
     COOKIE,
+    COOKIE_HALF,
     DNSSEC_OK,
     HEADER,
     OPCODE,
@@ -38,9 +39,9 @@ from mesh.dns.message import (
     Query,
     Writer,
     read_query,
+    read_question,
 )
-from mesh.dns.message import read_question as _read_question
-from mesh.dns.zone import BADVERS, FORMERR, NOTIMP, REFUSED, SERVFAIL, Answer, Record, Subject, Zone
+from mesh.dns.zone import BADVERS, FORMERR, NOERROR, NOTIMP, REFUSED, SERVFAIL, Answer, Record, Subject, Zone
 
 UDP_SIZE = 1232
 """The largest UDP answer we send or invite: it fits unfragmented everywhere (DNS Flag Day 2020)."""
@@ -91,45 +92,71 @@ def respond(
     number), for those who keep answers; the others follow at random. `give_cookie` makes the cookie to answer
     with from the client's half of it.
     """
-    if len(data) < HEADER.size or data[2] & 0x80:
+    if not is_query(data):
         return None
-    flags = int.from_bytes(data[2:4], "big")
     try:
         query = read_query(data)
     except Malformed:
-        rcode = NOTIMP if flags & OPCODE else FORMERR
-        return Reply(_header_only(data, rcode), rcode)
+        return _malformed(data)
     if give_cookie and query.edns and query.edns.cookie:
-        query = replace(query, cookie=give_cookie(query.edns.cookie[:8]))
-    if flags & OPCODE:
-        return _without_records(query, NOTIMP, recursion)
-    if query.edns and query.edns.version:
-        return _without_records(query, BADVERS, recursion)
-    question = query.question
-    if question.type in (QTYPE.OPT, QTYPE.TSIG):
-        return _without_records(query, FORMERR, recursion)
-    if question.qclass != 1 or question.type in (QTYPE.AXFR, QTYPE.IXFR):
-        return _without_records(query, REFUSED, recursion)
-    if zone is None:
-        return _without_records(query, SERVFAIL, recursion)
-    answer = zone.answer(question.labels, question.type)
+        query = replace(query, cookie=give_cookie(query.edns.cookie[:COOKIE_HALF]))
+    if rcode := _objection(query, zone):
+        return refuse(query, rcode, recursion=recursion)
+    answer = zone.answer(query.question.labels, query.question.type) if zone else None
     if answer is None:
         return Forward(query)
     return _pack(query, answer, _limit(query, transport), recursion, first)
 
 
-def cut(data: bytes) -> bytes | None:
-    """An answer that holds nothing and says: ask by TCP."""
+def is_query(data: bytes) -> bool:
+    """False for what must be met with silence: answering answers makes loops."""
+    return len(data) >= HEADER.size and not data[2] & 0x80
+
+
+def _objection(query: Query, zone: Zone | None) -> int:
+    """The rcode that says why a well-formed query is not looked into; 0: it is."""
+    question = query.question
+    if query.flags & OPCODE:
+        return NOTIMP
+    if query.edns and query.edns.version:
+        return BADVERS
+    if question.type in (QTYPE.OPT, QTYPE.TSIG):  # not to be asked for
+        return FORMERR
+    if question.qclass != 1 or question.type in (QTYPE.AXFR, QTYPE.IXFR):
+        return REFUSED
+    return SERVFAIL if zone is None else NOERROR
+
+
+def _malformed(data: bytes) -> Reply:
+    """With the question where it can be read: clients match answers by it."""
+    query_id, flags, questions, *_ = HEADER.unpack_from(data)
+    rcode = NOTIMP if flags & OPCODE else FORMERR
     try:
-        question, _ = _read_question(data)
+        question = read_question(data)[0].raw if questions == 1 else b""
     except Malformed:
-        return None
-    return HEADER.pack(int.from_bytes(data[:2], "big"), QR | TC | data[2] << 8 & RD, 1, 0, 0, 0) + question.raw
+        question = b""
+    header = HEADER.pack(query_id, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0)
+    return Reply(header + question, rcode)
 
 
 def refuse(query: Query, rcode: int, *, recursion: bool = False) -> Reply:
     """An answer that only says why there is none."""
-    return _without_records(query, rcode, recursion)
+    flags = QR | query.flags & (OPCODE | RD) | (RA if recursion else 0) | rcode & RCODE
+    header = HEADER.pack(query.id, flags, 1, 0, 0, 1 if query.edns else 0)
+    opt = _opt(query, rcode) if query.edns else b""
+    return Reply(header + query.question.raw + opt, rcode, query.question.type)
+
+
+def ask_by_tcp(data: bytes) -> bytes | None:
+    """An empty answer that is marked as cut; None: not to a query."""
+    if not is_query(data):
+        return None
+    try:
+        question, _ = read_question(data)
+    except Malformed:
+        return None
+    flags = int.from_bytes(data[2:4], "big")
+    return HEADER.pack(int.from_bytes(data[:2], "big"), QR | TC | flags & RD, 1, 0, 0, 0) + question.raw
 
 
 def adapt(query: Query, transport: Transport, body: bytes, counts: tuple[int, int, int], rcode: int) -> Reply:
@@ -149,23 +176,6 @@ def _limit(query: Query, transport: Transport) -> int:
     if transport is Transport.TCP:
         return _TCP_SIZE
     return max(_PLAIN_UDP_SIZE, min(query.edns.size, UDP_SIZE)) if query.edns else _PLAIN_UDP_SIZE
-
-
-def _header_only(data: bytes, rcode: int) -> bytes:
-    """With the question where it can be read: resolvers match answers by it."""
-    query_id, flags, *_ = HEADER.unpack_from(data)
-    try:
-        question = _read_question(data)[0].raw if data[4:6] == b"\0\1" else b""
-    except Malformed:
-        question = b""
-    return HEADER.pack(query_id, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0) + question
-
-
-def _without_records(query: Query, rcode: int, recursion: bool) -> Reply:
-    flags = QR | query.flags & (OPCODE | RD) | (RA if recursion else 0) | rcode & RCODE
-    header = HEADER.pack(query.id, flags, 1, 0, 0, 1 if query.edns else 0)
-    opt = _opt(query, rcode) if query.edns else b""
-    return Reply(header + query.question.raw + opt, rcode, query.question.type)
 
 
 def _opt(query: Query, rcode: int) -> bytes:
@@ -201,13 +211,10 @@ def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int 
 
 
 def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:
-    shuffled = list(records)
-    if first is not None:
-        lead = shuffled.pop(first % len(shuffled))
-        random.shuffle(shuffled)
-        return [lead, *shuffled]
-    random.shuffle(shuffled)
-    return shuffled
+    others = list(records)
+    lead = [] if first is None else [others.pop(first % len(others))]
+    random.shuffle(others)
+    return lead + others
 
 
 def _write_what_fits(writer: Writer, records: Iterable[Record], room: int) -> int:
