@@ -175,7 +175,7 @@ def running_dev(state: Path) -> DevInfo | None:
         info = DevInfo(**{field.name: written[field.name] for field in fields(DevInfo) if field.name in written})
     except (OSError, ValueError, TypeError):
         return None
-    return info if _runs(info.pid) else None
+    return info if isinstance(info.pid, int) and info.pid > 0 and _runs(info.pid) else None
 
 
 def _runs(pid: int) -> bool:
@@ -183,7 +183,7 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except PermissionError:  # it runs, as another user
         return True
-    except (OSError, OverflowError, TypeError):
+    except (OSError, OverflowError):
         return False
     return True
 
@@ -234,7 +234,7 @@ def _token(layers: Sequence[_Layer]) -> str | None:
 
 def _store_url(value: object, origin: str, *, secure: bool) -> str:
     """`host:port` or a URL, as a URL without a slash at its end."""
-    text = str(value).strip().rstrip("/")
+    text = str(value).strip()
     if "://" not in text:
         text = f"{'https' if secure else 'http'}://{text}"
     try:
@@ -244,7 +244,7 @@ def _store_url(value: object, origin: str, *, secure: bool) -> str:
         valid = False
     if not valid:
         raise SettingsError(f"{origin}: must be host:port, http://host:port or https://host:port, got {value!r}")
-    return text
+    return text.rstrip("/")
 
 
 _Kind = TypeVar("_Kind")
