@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,11 +13,16 @@ from typing import Any
 import docker
 from docker.errors import DockerException
 
+from mesh.process_table import ProcessId
+
 START_TIMEOUT = 30.0
 
 
 class PrivateEngine:
-    """A dockerd with its own socket and folders; its containers have no network. Needs root."""
+    """A dockerd with its own socket, folders and network namespace; its containers have no network. Needs root.
+
+    The namespace matters: an engine without a bridge removes the `docker0` it finds, which would be another engine's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,7 +33,8 @@ class PrivateEngine:
         """Starts it, or starts it again: containers that run are kept (live-restore)."""
         with (self._folder / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["dockerd", "--host", self.host, "--data-root", f"{self._folder}/data",
+                ["unshare", "--net",  # with `--bridge none` it deletes a docker0 that it sees: the machine's
+                 "dockerd", "--host", self.host, "--data-root", f"{self._folder}/data",
                  "--exec-root", f"{self._folder}/x", "--pidfile", f"{self._folder}/pid", "--bridge", "none",
                  "--iptables=false", "--ip-forward=false", "--live-restore", "--log-level", "warn"],
                 stdout=log, stderr=log, start_new_session=True,
@@ -41,6 +46,7 @@ class PrivateEngine:
                 return
             except DockerException:
                 if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
                     raise RuntimeError((self._folder / "dockerd.log").read_text()[-2000:]) from None
                 time.sleep(0.05)
 
@@ -48,10 +54,15 @@ class PrivateEngine:
         return docker.APIClient(base_url=self.host, version="auto")
 
     def kill(self) -> None:
-        """As a crash: nothing is told to anyone."""
+        """As a crash: nothing is told to anyone. Its containerd dies with it, containers live on."""
+        number = self._folder / "x" / "containerd" / "containerd.pid"
+        containerd = ProcessId.now_at(int(number.read_text()))
         self._signal(signal.SIGKILL)
         self._wait()
-        (self._folder / "pid").unlink(missing_ok=True)
+        while containerd and containerd.alive():
+            time.sleep(0.01)
+        number.unlink()  # the next engine would take a containerd that nobody has reaped for one that runs
+        (self._folder / "pid").unlink()
 
     def pause(self) -> None:
         """It accepts connections and answers nothing."""
@@ -82,10 +93,15 @@ class PrivateEngine:
     ) -> None:
         if self._process is None:
             self.start()  # containers outlive a killed engine, and only an engine removes them
-        self.resume()
         client = self.client()
         for container in client.containers(all=True):
             client.remove_container(container["Id"], force=True)
         client.close()
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._unmount()
+
+    def _unmount(self) -> None:
+        """What an engine leaves mounted if it was killed."""
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in sorted((mount for mount in mounts if mount.startswith(f"{self._folder}/")), reverse=True):
+            subprocess.run(["umount", "--lazy", mount], check=True)
