@@ -29,6 +29,8 @@ from tools import debs
 HERE = Path(__file__).parent
 GREETING = "Hello from the mesh"
 NEW_GREETING = "Hello again, from release 2"
+VOLUME = "mesh-redis-guestbook"
+"""The Docker volume of redis.yaml, which outlives replicas and meshes, but not a demo that made it."""
 
 BOLD, DIM, RED, GREEN, PLAIN = (f"\033[{code}m" if sys.stdout.isatty() else "" for code in (1, 2, 31, 32, 0))
 
@@ -289,6 +291,7 @@ def main() -> int:
     offer = Offer(docker=not options.process)
     for sentence in offer.sentences:
         print(sentence)
+    had_volume = offer.docker and volume_exists()
     with tempfile.TemporaryDirectory(prefix="mesh-") as folder:
         cluster = Cluster(Path(folder), "docker" if offer.docker else "process", offer.path)
         code = 0
@@ -305,7 +308,13 @@ def main() -> int:
             pass
         print("\nRemoving all of it …", flush=True)
         cluster.stop()
+        if offer.docker and not had_volume:
+            subprocess.run(["docker", "volume", "rm", VOLUME], capture_output=True)
         return code
+
+
+def volume_exists() -> bool:
+    return subprocess.run(["docker", "volume", "inspect", VOLUME], capture_output=True).returncode == 0
 
 
 def tail(log: Path, lines: int = 30) -> str:
