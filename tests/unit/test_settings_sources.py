@@ -76,8 +76,14 @@ def test_tokens_come_from_variables_or_files(tmp_path: Path) -> None:
 def test_tls_comes_from_consuls_variables(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("")
-    variables = {"CONSUL_HTTP_ADDR": "c:8501", "CONSUL_HTTP_SSL": "true", "CONSUL_HTTP_SSL_VERIFY": "false",
-                 "CONSUL_CACERT": f"{file}", "CONSUL_CLIENT_CERT": f"{file}", "CONSUL_CLIENT_KEY": f"{file}"}  # fmt: skip
+    variables = {
+        "CONSUL_HTTP_ADDR": "c:8501",
+        "CONSUL_HTTP_SSL": "true",
+        "CONSUL_HTTP_SSL_VERIFY": "false",
+        "CONSUL_CACERT": f"{file}",
+        "CONSUL_CLIENT_CERT": f"{file}",
+        "CONSUL_CLIENT_KEY": f"{file}",
+    }
     store = sources(tmp_path, **variables).store()
     assert (store.address, store.verify) == ("https://c:8501", False)
     assert (store.ca_file, store.cert_file, store.key_file) == (file, file, file)
