@@ -34,7 +34,7 @@ _ANY_TTL = 8482
 _RFC8482 = RD(b"\x07RFC8482\x00")
 
 Subject = tuple[str, str]
-"""What an answer was derived from: `("service", "web")`, `("node", "n1")`, `("address", "10.0.0.1")`, or `APEX`."""
+"""What an answer was derived from, beside the nodes: `("service", "web")`, `("address", "10.0.0.1")`, or `APEX`."""
 APEX: Subject = ("apex", "")
 """Changes with every Table."""
 
@@ -109,11 +109,9 @@ class Zone:
         for service in delta.services:
             changed.add(("service", service))
             changed |= self._index_service(service, old.services.get(service), table.services.get(service))
-        if delta.nodes:
-            changed |= {("node", node.lower()) for node in delta.nodes}
-            seen = (nodes.get(node) for node in delta.nodes for nodes in (old.nodes, table.nodes))
-            changed |= {("address", canonical(node.address)) for node in seen if node}
+        if delta.nodes:  # they are in many answers, and seldom change
             self._index_nodes()
+            return None
         return changed
 
     def answer(self, labels: Labels, qtype: int) -> Answer | None:
@@ -163,8 +161,11 @@ class Zone:
             at[address] = (*others, name) if others else mine
         old_vip, new_vip = old.vip if old else "", new.vip if new else ""
         if old_vip != new_vip:
-            self._parents.subtract(self._vip_zone.parents(old_vip))
             self._parents.update(self._vip_zone.parents(new_vip))
+            for parent in self._vip_zone.parents(old_vip):
+                self._parents[parent] -= 1
+                if not self._parents[parent]:
+                    del self._parents[parent]
         return {("address", address) for address, *_ in was ^ now}
 
     def _index_nodes(self) -> None:
@@ -187,12 +188,17 @@ class Zone:
 
     def _subject(self, name: Name) -> Subject:
         match name:
-            case names.NodeName(node):
-                return ("node", node)
             case names.Reverse():
                 address = single_address(name)
                 return ("address", address) if address else APEX
-            case names.Apex() | names.NameServer() | names.Parent() | names.Nothing() | names.Foreign():
+            case (
+                names.Apex()
+                | names.NameServer()
+                | names.Parent()
+                | names.NodeName()
+                | names.Nothing()
+                | names.Foreign()
+            ):
                 return APEX
         return ("service", name.service)
 

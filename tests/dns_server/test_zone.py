@@ -205,9 +205,7 @@ def test_a_node_that_comes_goes_and_moves() -> None:
     zone = Zone(old)
     new = Table(index=43, nodes={"n1": TableNode(address="10.77.0.50"), "n3": TableNode(address="10.77.0.13")})
     new = Table(index=43, nodes=new.nodes, services=old.services)
-    changed = zone.update(new, table_diff(old, new))
-    assert changed
-    assert {("node", "n1"), ("node", "n2"), ("node", "n3"), ("address", "10.77.0.50")} <= changed
+    assert zone.update(new, table_diff(old, new)) is None  # everything may have changed
     assert zone.answer(labels_of("n2.node.cluster"), QTYPE.A).rcode == 3  # type: ignore[union-attr]
     case("50.0.77.10.in-addr.arpa PTR", "5 IN PTR n1.node.cluster.").check(zone)
 
