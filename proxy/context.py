@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mesh.aio import Tasks
 from mesh.proxy.backend import Upstream
-from mesh.proxy.timers import Wheel
+from mesh.proxy.timers import NEVER, Wheel
 from mesh.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 class Context:
     """One per proxy."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Sequence[str] = ()) -> None:
-        self.loop = loop
-        self.wheel = Wheel(loop)
+    def __init__(self, trust: Sequence[str] = ()) -> None:
+        self.wheel = Wheel()
         self.tasks = Tasks()
         self.clients: set[ClientConnection] = set()
         self.sessions: set[TcpSession] = set()
@@ -73,8 +72,8 @@ class Context:
     async def _connect(self, exchange: Exchange, upstream: Upstream) -> None:
         limit = exchange.backend.policy.connect_timeout
         try:
-            async with asyncio.timeout(limit):
-                _, connection = await self.loop.create_connection(
+            async with asyncio.timeout(limit if limit < NEVER else None):
+                _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: UpstreamConnection(upstream, self.wheel), upstream.address, upstream.port
                 )
         except TimeoutError:

@@ -27,9 +27,9 @@ class Exchange:
     """Lives from a request's head to the end of its response (or of the tunnel it became)."""
 
     __slots__ = (
-        "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_fresh", "_head",
-        "_keep_alive", "_replay", "_replay_size", "_started", "_status", "_tried", "_tries", "_upstream",
-        "_upstream_eof", "backend", "client", "done", "request", "tunnel",
+        "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_keep_alive",
+        "_replay", "_replay_size", "_started", "_status", "_tried", "_tries", "_upstream", "_upstream_eof", "backend",
+        "client", "done", "request", "tunnel",
     )  # fmt: skip
 
     def __init__(self, client: ClientConnection, request: Request, backend: Backend) -> None:
@@ -46,7 +46,6 @@ class Exchange:
         self._replay_size = 0
         self._tries = 0
         self._tried: list[Upstream] = []
-        self._fresh = False  # the next try must not reuse a connection
         self._failure = ""  # of the last try, for the client
         self._upstream: Upstream | None = None
         self._connection: UpstreamConnection | None = None
@@ -64,18 +63,16 @@ class Exchange:
         self.backend.budget.request(self._started)
         self._try()
 
-    def _try(self) -> None:
-        upstream = self._upstream if self._fresh else self.backend.pick(self._tried, time.monotonic())
-        if upstream is None or upstream.gone:
-            upstream = self.backend.pick(self._tried, time.monotonic())
+    def _try(self, again: Upstream | None = None) -> None:
+        """Sends the request to the endpoint of choice; on a new connection if to the same one `again`."""
+        upstream = again or self.backend.pick(self._tried, time.monotonic())
         if upstream is None:
             self._give_up(502 if self._failure else 503)
             return
         self._tries += 1
         self._upstream = upstream
         upstream.in_flight += 1
-        connection = None if self._fresh else upstream.take()
-        self._fresh = False
+        connection = upstream.take() if again is None else None
         self._set_deadline()
         if connection is None:
             self.client.context.connect(self, upstream)
@@ -221,12 +218,10 @@ class Exchange:
 
     def _lost_race(self) -> None:
         """The endpoint closed an idle connection just as we used it: no failure of either, once more on a new one."""
-        self._fresh = True
         upstream = self._upstream
         self._leave_upstream()
-        self._upstream = upstream
         self._tries -= 1
-        self._try()
+        self._try(again=upstream if upstream is not None and not upstream.gone else None)
 
     def _try_failed(self, reason: str, text: str, *, sent: bool) -> None:
         self.backend.stats.failed(reason)

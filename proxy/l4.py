@@ -14,6 +14,9 @@ from mesh.proxy.context import Context
 from mesh.proxy.retry import may_retry
 from mesh.proxy.timers import NEVER, Timed
 
+FLUSH = 10.0
+"""Seconds for the last bytes of a session to go out."""
+
 
 class TcpSession(asyncio.Protocol, Timed):
     """A client's connection and the one to its endpoint; this protocol is the client's side."""
@@ -82,8 +85,8 @@ class TcpSession(asyncio.Protocol, Timed):
             upstream.in_flight += 1
             tries += 1
             try:
-                async with asyncio.timeout(policy.connect_timeout):
-                    _, relay = await self._context.loop.create_connection(
+                async with asyncio.timeout(policy.connect_timeout if policy.connect_timeout < NEVER else None):
+                    _, relay = await asyncio.get_running_loop().create_connection(
                         lambda: Relay(self), upstream.address, upstream.port
                     )
             except OSError:  # TimeoutError is one
@@ -140,20 +143,26 @@ class TcpSession(asyncio.Protocol, Timed):
         if self._ended:
             return
         self._ended = True
-        self.deadline = NEVER
         self._context.session_ended(self)
         self._backend.stats.connections -= 1
         self._leave_upstream()
-        for transport in (self.transport, self.relay.transport if self.relay else None):
-            if transport is not None:
-                if reset:
-                    transport.abort()
-                else:
-                    transport.close()
+        if reset:
+            self._abort()
+            return
+        self.transport.close()
+        if self.relay is not None:
+            self.relay.transport.close()
+        self._context.wheel.watch(self, self._context.wheel.now + FLUSH)
 
     def expire(self) -> None:
-        """Nothing moved for the idle time-out."""
+        """Nothing moved for the idle time-out, or the last bytes do not go out."""
         self.end(reset=True)
+        self._abort()
+
+    def _abort(self) -> None:
+        self.transport.abort()
+        if self.relay is not None:
+            self.relay.transport.abort()
 
     def _touch(self) -> None:
         self.deadline = self._context.wheel.now + self._backend.policy.idle_timeout

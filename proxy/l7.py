@@ -22,6 +22,8 @@ CLIENT_IDLE = 300.0
 """Seconds that a client's connection may wait for its next request."""
 LINGER = 1.0
 """Seconds in which a client that was refused may still send, so that it reads our answer and not a reset."""
+FLUSH = 10.0
+"""Seconds for the last bytes to go out to a client that reads slowly."""
 MAX_WAITING = 64 * 1024
 """Bytes read ahead of what can be used; then the client is not read."""
 
@@ -125,7 +127,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         finally:
             self._advancing = False
         if self._eof and self._exchange is None and not self._lingering:
-            self.transport.close()
+            self._close()
         else:
             self._steer_reading()
 
@@ -204,13 +206,13 @@ class ClientConnection(asyncio.Protocol, Timed):
         elif (exchange is not None and exchange.request_open) or self._buffer:
             self._linger()
         else:
-            self.transport.close()
+            self._close()
 
     def break_off(self, *, framed: bool) -> None:
         """Ends so that the client cannot take what it got for a whole response."""
         self._exchange = None
         if framed:
-            self.transport.close()
+            self._close()
             return
         connection: socket.socket | None = self.transport.get_extra_info("socket")
         if connection is not None:
@@ -238,14 +240,19 @@ class ClientConnection(asyncio.Protocol, Timed):
     def expire(self) -> None:
         if self._exchange is not None:
             self._exchange.expired()
-        elif self._lingering:
+        elif self._lingering or self.transport.is_closing():
             self.transport.abort()
         elif self._buffer:
             self._refuse(408, f"no whole request within {HEAD_TIMEOUT:.0f} s")
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Closes once what was written has gone out, or after a while."""
+        self.transport.close()
+        self.context.wheel.watch(self, self.context.wheel.now + FLUSH)
 
     def close_when_idle(self) -> None:
         """Closes now if no exchange is under way; else its response says that it is the last."""
         if self._exchange is None and not self._buffer:
-            self.transport.close()
+            self._close()

@@ -31,8 +31,7 @@ class Wanted:
 class Listeners:
     """One listener per name; what cannot be opened is a problem to report and is tried again by `retry`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._open: dict[str, tuple[Wanted, Opened]] = {}
         self._failed: dict[str, tuple[Wanted, str]] = {}
 
@@ -71,12 +70,13 @@ class Listeners:
                 raise ValueError(f"{other} listens there; give one of them another `listen`")
 
     async def _listen(self, wanted: Wanted) -> Opened:
+        loop = asyncio.get_running_loop()
         if wanted.kind == "udp":
             bound = bind(wanted.address, socket.SOCK_DGRAM)
-            transport, _ = await self._loop.create_datagram_endpoint(_datagram(wanted), sock=bound)
+            transport, _ = await loop.create_datagram_endpoint(_datagram(wanted), sock=bound)
             return transport
         bound = bind(wanted.address, socket.SOCK_STREAM)
-        return await self._loop.create_server(wanted.protocol, sock=bound, backlog=BACKLOG)
+        return await loop.create_server(wanted.protocol, sock=bound, backlog=BACKLOG)
 
     def close(self) -> None:
         for _, opened in self._open.values():

@@ -5,6 +5,7 @@ Defaults are those of the spec reference; the operator's notation (`15s`, `20%`)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ RETRY_ON: frozenset[str | int] = frozenset({"connect-failure", "reset", 502, 503
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings in force for one service. Durations in seconds."""
+    """The settings in force for one service. Durations in seconds; infinite where the spec says 0."""
 
     balance: str = "least-request"
     timeout: float = 15.0  # from the whole request to the head of its response, all tries together
@@ -53,15 +54,20 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
 
     policy = Policy(
         balance=read(traffic, "balance", _balance, default.balance),
-        timeout=read(traffic, "timeout", parse_duration, default.timeout),
-        connect_timeout=read(traffic, "connect_timeout", parse_duration, default.connect_timeout),
-        idle_timeout=read(traffic, "idle_timeout", parse_duration, default.idle_timeout),
+        timeout=read(traffic, "timeout", _limit, default.timeout),
+        connect_timeout=read(traffic, "connect_timeout", _limit, default.connect_timeout),
+        idle_timeout=read(traffic, "idle_timeout", _limit, default.idle_timeout),
         retries=read(retries, "attempts", _count, default.retries),
         retry_on=read(retries, "on", _reasons, default.retry_on),
         retry_budget=read(retries, "budget", parse_share, default.retry_budget),
-        per_try_timeout=read(retries, "per_try_timeout", parse_duration, default.per_try_timeout),
+        per_try_timeout=read(retries, "per_try_timeout", _limit, default.per_try_timeout),
     )
     return policy, problems
+
+
+def _limit(value: object) -> float:
+    """Seconds; 0 is none at all."""
+    return parse_duration(value) or math.inf
 
 
 def _balance(value: object) -> str:

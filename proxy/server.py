@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -23,6 +24,9 @@ RETRY_SECONDS = 1.0
 """Between two attempts to open listeners that could not be opened."""
 CLOSE_SECONDS = 5.0
 """For open requests and connections when the proxy is told to stop."""
+
+
+MAX_OPEN_FILES = 2**20
 
 
 class ServiceSite:
@@ -64,7 +68,9 @@ class ProxyServer:
 
     def __init__(self, *, node: str | None = None, trust: Sequence[str] = ()) -> None:
         self.node = node
-        self._trust = trust
+        self._context = Context(trust)
+        self._listeners = Listeners()
+        self._lock = asyncio.Lock()
         self._backends: dict[tuple[str, str], Backend] = {}
         self._tagged: dict[tuple[str, str, str], Backend] = {}
         self._sites: dict[str, RouteSite] = {}  # by address
@@ -72,10 +78,7 @@ class ProxyServer:
 
     async def start(self) -> None:
         """Listeners come with the Table; nothing is opened before."""
-        loop = asyncio.get_running_loop()
-        self._context = Context(loop, self._trust)
-        self._listeners = Listeners(loop)
-        self._lock = asyncio.Lock()
+        allow_open_files()
         self._tasks.spawn(self._retry_listeners(), "retry listeners")
 
     async def update(self, table: Table, delta: TableDelta | None) -> None:
@@ -167,6 +170,13 @@ class ProxyServer:
             backend.close()
         await context.tasks.close()
         context.wheel.close()
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may: two per connection are needed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _routes_by_address(routes: Mapping[str, TableRoute]) -> dict[str, list[tuple[str, TableRoute]]]:

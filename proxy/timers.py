@@ -36,8 +36,7 @@ class Timed:
 class Wheel:
     """Watches deadlines; ticks only while there is something to watch."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._ring: list[list[Timed]] = [[] for _ in range(SLOTS)]
         self._ticks = 0
         self._filed = 0
@@ -54,7 +53,7 @@ class Wheel:
         timed.deadline = deadline
         if self._timer is None:
             self._now = time.monotonic()
-            self._timer = self._loop.call_later(TICK, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
         self._file(timed)
 
     def close(self) -> None:
@@ -85,4 +84,4 @@ class Wheel:
                 timed.expire()
             elif timed.deadline != NEVER:
                 self._file(timed)
-        self._timer = self._loop.call_later(TICK, self._tick) if self._filed else None
+        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick) if self._filed else None

@@ -79,7 +79,7 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
 
     async def _open(self) -> None:
         try:
-            await self._listener.context.loop.create_datagram_endpoint(
+            await asyncio.get_running_loop().create_datagram_endpoint(
                 lambda: self, remote_addr=(self.upstream.address, self.upstream.port)
             )
         except OSError:

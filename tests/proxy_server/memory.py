@@ -51,8 +51,8 @@ class MemoryTransport(asyncio.Transport):
 class MemoryContext(Context):
     """Connects at once, in memory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
+    def __init__(self) -> None:
+        super().__init__()
         self.connections: list[UpstreamConnection] = []
 
     def connect(self, exchange: Exchange, upstream: Upstream) -> None:
@@ -65,11 +65,11 @@ class MemoryContext(Context):
 class MemoryProxy:
     """A client's connection to a service with one endpoint."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         backend = Backend("web", "http")
         endpoint = Endpoint(id="web-1", slot=1, node="n1", address="127.0.0.1", ports={"http": 1})
         backend.update(TableService(desired=1, ports={"http": TablePort(port=80)}, endpoints=[endpoint]))
-        self.context = MemoryContext(loop)
+        self.context = MemoryContext()
         self.client = ClientConnection(ServiceSite(backend), self.context)
         self.client.connection_made(MemoryTransport())
 

@@ -16,7 +16,7 @@ from mesh.proxy.policy import Policy, parse_policy
 from mesh.proxy.retry import FLOOR, WINDOW, RetryBudget, may_retry
 from mesh.proxy.route import Router
 from mesh.proxy.timers import NEVER, TICK, Timed, Wheel
-from mesh.spec import Traffic
+from mesh.spec_traffic import Traffic
 from mesh.table import Rule, TableRoute, Target
 from tests.proxy_server.wire import Mesh, answering, free_port
 
@@ -250,7 +250,7 @@ class Alarm(Timed):
 
 async def test_deadlines_fire_once_and_never_early() -> None:
     loop = asyncio.get_running_loop()
-    wheel, start = Wheel(loop), loop.time()
+    wheel, start = Wheel(), loop.time()
     alarms = [Alarm(loop) for _ in range(5)]
     for number, alarm in enumerate(alarms):
         wheel.watch(alarm, wheel.now + number * 0.7 * TICK)
@@ -263,7 +263,7 @@ async def test_deadlines_fire_once_and_never_early() -> None:
 
 async def test_deadlines_may_move_and_vanish() -> None:
     loop = asyncio.get_running_loop()
-    wheel = Wheel(loop)
+    wheel = Wheel()
     sooner, later, never = Alarm(loop), Alarm(loop), Alarm(loop)
     now = wheel.now
     wheel.watch(sooner, now + 1000)
@@ -280,8 +280,7 @@ async def test_deadlines_may_move_and_vanish() -> None:
 
 
 async def test_the_wheel_rests_when_nothing_is_watched() -> None:
-    loop = asyncio.get_running_loop()
-    wheel, alarm = Wheel(loop), Alarm(loop)
+    wheel, alarm = Wheel(), Alarm(asyncio.get_running_loop())
     wheel.watch(alarm, wheel.now)
     await asyncio.wait_for(alarm.heard.wait(), 10)
     assert wheel._timer is None

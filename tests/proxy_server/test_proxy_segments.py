@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from itertools import pairwise
 
 import httptools
-import pytest
-import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,13 +20,6 @@ VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_ca
 FIELDS = st.lists(st.tuples(TOKEN.map(lambda name: b"X-" + name), VALUE), max_size=6)
 PAYLOADS = st.lists(st.binary(min_size=1, max_size=40), max_size=5)
 SEGMENTS = st.lists(st.integers(0, 400), max_size=12)
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    running = uvloop.new_event_loop()
-    yield running
-    running.close()
 
 
 def _lines(fields: list[tuple[bytes, bytes]]) -> bytes:
@@ -65,11 +54,11 @@ ANSWERS = st.builds(
 
 
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=3), answer=ANSWERS, cuts=SEGMENTS, answer_cuts=SEGMENTS)
-def test_any_split_gives_the_same_messages(
-    loop: asyncio.AbstractEventLoop, requests: list[bytes], answer: bytes, cuts: list[int], answer_cuts: list[int]
+async def test_any_split_gives_the_same_messages(
+    requests: list[bytes], answer: bytes, cuts: list[int], answer_cuts: list[int]
 ) -> None:
     """Pipelined requests and their answers, cut anywhere, arrive as if they had come in one piece each."""
-    whole, cut = MemoryProxy(loop), MemoryProxy(loop)
+    whole, cut = MemoryProxy(), MemoryProxy()
     stream = b"".join(requests)
     for segment in _cut(stream, [place * len(stream) // 400 for place in cuts]):
         cut.client.data_received(segment)
@@ -101,11 +90,9 @@ NOISE = st.lists(PIECES | st.binary(max_size=8), max_size=15)
 
 
 @given(request=NOISE, answer=NOISE)
-def test_noise_on_either_side_breaks_nothing(
-    loop: asyncio.AbstractEventLoop, request: list[bytes], answer: list[bytes]
-) -> None:
+async def test_noise_on_either_side_breaks_nothing(request: list[bytes], answer: list[bytes]) -> None:
     """And whatever reaches the endpoint is HTTP as llhttp reads it."""
-    proxy = MemoryProxy(loop)
+    proxy = MemoryProxy()
     for segment in request:
         if not proxy.client.transport.is_closing():
             proxy.client.data_received(segment)
