@@ -73,6 +73,11 @@ class EmbeddedStore:
         """Its URL; known once it is started."""
         return self._address
 
+    @property
+    def blocking_queries(self) -> int:
+        """How many wait now."""
+        return len(self._watchers)
+
     async def start(self) -> None:
         try:
             self._database = await self._in_thread(self._open)
@@ -177,7 +182,7 @@ class EmbeddedStore:
 
     async def wait_for(self, key: str, recurse: bool, index: int, seconds: float) -> None:
         """Returns when the key (or, with `recurse`, the prefix) has changed after `index`, or after `seconds`."""
-        if len(self._watchers) >= MAX_BLOCKING_QUERIES:
+        if self.blocking_queries >= MAX_BLOCKING_QUERIES:
             raise Busy(f"{MAX_BLOCKING_QUERIES} blocking queries are waiting already: use fewer watches")
         index_of = self.state.prefix_index if recurse else self.state.key_index
         watcher = _Watcher(key, recurse)

@@ -49,16 +49,16 @@ class Database:
 
     def _open(self, max_pages: int | None) -> sqlite3.Connection:
         connection = sqlite3.connect(self._folder / "store.db", isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
-        if max_pages is not None:
-            connection.execute(f"PRAGMA max_page_count = {max_pages}")
         [found] = connection.execute("PRAGMA user_version").fetchone()
         if found > FORMAT:
             connection.close()
             raise DatabaseError(
                 f"{self._folder} was written by a newer mesh (format {found}, this one reads {FORMAT}): update mesh"
             )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+        if max_pages is not None:
+            connection.execute(f"PRAGMA max_page_count = {max_pages}")
         if found < FORMAT:
             connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version = {FORMAT};COMMIT;")
         return connection

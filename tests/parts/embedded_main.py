@@ -1,0 +1,18 @@
+"""The embedded store as a process of its own, for tests that kill it: `python embedded_main.py FOLDER LISTEN`."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from mesh.embedded import EmbeddedStore
+from mesh.settings import EmbeddedStoreSettings
+
+
+async def main(folder: str, listen: str) -> None:
+    store = EmbeddedStore(EmbeddedStoreSettings(Path(folder), listen))
+    await store.start()
+    print(store.address, flush=True)
+    await asyncio.Event().wait()
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2]))
