@@ -33,7 +33,7 @@ from mesh.model import (
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
-from mesh.spec import parse_spec
+from mesh.spec import ServiceSpec, parse_spec
 from mesh.spec_errors import SpecError
 from mesh.view import NodeView, View, Wish
 
@@ -89,6 +89,7 @@ class World:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._states: dict[str, ReplicaState] = {}
+        self._specs: dict[tuple[str, str], ServiceSpec] = {}
         self._dirty = True
         self._every_while()
 
@@ -404,21 +405,27 @@ class World:
         ports: Counter[int] = Counter()
         runs: Mapping[str, ReplicaReport] = node.replicas if node.up else {}
         planned = {assignment.id for assignment in plan.replicas}
-        services = [(one.service, one.release) for one in plan.replicas]
-        services += [
-            (one.service, one.release) for one in runs.values() if one.id not in planned and not one.state.ended
-        ]
-        for service, number in services:
-            releases = self.plans[service].releases if service in self.plans else []
-            for release in releases:
-                if release.number == number:
-                    spec = parse_spec(release.spec)
-                    used["cpu"] += spec.resources.cpu
-                    used["memory"] += spec.resources.memory
-                    used.update(spec.resources.counts)
-                    ports.update(port.host_port for port in spec.ports.values() if port.host_port)
+        orphans = [one for one in runs.values() if one.id not in planned and not one.state.ended]
+        identities = [(one.service, one.release) for one in plan.replicas]
+        identities += [(one.service, one.release) for one in orphans]
+        for service, release in identities:
+            spec = self._spec(service, release)
+            if spec is not None:
+                used["cpu"] += spec.resources.cpu
+                used["memory"] += spec.resources.memory
+                used.update(spec.resources.counts)
+                ports.update(port.host_port for port in spec.ports.values() if port.host_port)
         room = {"cpu": node.capacity.cpu, "memory": node.capacity.memory, **node.capacity.resources}
         over = {what: amount for what, amount in used.items() if amount > room.get(what, 0)}
         assert not over, f"{name} is over its capacity: {over} of {room}\n{self.story()}"
         doubled = [port for port, count in ports.items() if count > 1]
         assert not doubled, f"{name} has host port {doubled} twice\n{self.story()}"
+
+    def _spec(self, service: str, number: int) -> ServiceSpec | None:
+        for release in self.plans[service].releases if service in self.plans else ():
+            if release.number == number:
+                key = (service, release.hash)
+                if key not in self._specs:
+                    self._specs[key] = parse_spec(release.spec, service)
+                return self._specs[key]
+        return None
