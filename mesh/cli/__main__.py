@@ -1,0 +1,5 @@
+"""`python -m mesh.cli` is `mesh`."""
+
+from mesh.cli.app import main
+
+main()
