@@ -97,6 +97,32 @@ def test_every_answer_is_well_formed_and_true(
             assert {str(record) for record in rrset} <= known
 
 
+@given(tables, st.sampled_from(["", "ready.", "all.", "v2."]), st.sampled_from(["A", "AAAA"]))
+def test_addresses_are_those_of_the_table_record_by_record(table: Table, prefix: str, qtype: str) -> None:
+    """Against the rules of the names, written down a second time."""
+    for name, service in table.services.items():
+        by_state: dict[str, set[str]] = {"ready": set(), "suspect": set(), "running": set()}
+        for endpoint in service.endpoints:
+            if prefix != "v2." or "v2" in endpoint.tags:
+                by_state[endpoint.state].add(endpoint.address)
+        everyone = set().union(*by_state.values())
+        expected = by_state["ready"] or by_state["suspect"]
+        if prefix == "all.":
+            expected = everyone
+        elif prefix == "" and service.discovery == "vip":
+            expected = {service.vip}
+        elif prefix == "" and not expected and service.all_unready == "any" and service.desired:
+            expected = everyone
+        family = {address for address in expected if (":" in address) == (qtype == "AAAA")}
+        asked = dns.message.make_query(f"{prefix}{name}.svc.cluster", qtype)
+        reply = respond(asked.to_wire(), Transport.TCP, Zone(table))
+        assert isinstance(reply, Reply)
+        answer = dns.message.from_wire(reply.packet)
+        assert {str(record) for rrset in answer.answer for record in rrset} == family - {"not-an-address", ""}
+        exists = prefix != "v2." or everyone
+        assert answer.rcode() == (dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN)
+
+
 @given(tables, questions)
 def test_a_name_exists_for_all_types_or_for_none(table: Table, name: str) -> None:
     zone = Zone(table)

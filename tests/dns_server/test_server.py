@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import dns.asyncquery
 import dns.rcode
@@ -95,6 +97,31 @@ async def test_a_host_that_resolves_through_us() -> None:
             sock.send(query("web.svc.cluster", 2, "AAAA"))
             answers = [dns.message.from_wire(await asyncio.to_thread(sock.recv, 4096)) for _ in range(2)]
         assert {answer.id for answer in answers} == {1, 2}
+
+
+@pytest.mark.root
+async def test_glibc_with_search_domains_and_ndots(tmp_path: Path) -> None:
+    """This host's own resolver, made to ask us in a mount namespace of its own."""
+    address = f"127.{random.randrange(1, 254)}.{random.randrange(1, 254)}.{random.randrange(1, 254)}"
+    conf, switch = tmp_path / "resolv.conf", tmp_path / "nsswitch.conf"
+    conf.write_text(f"nameserver {address}\nsearch nowhere.cluster svc.cluster\noptions ndots:2 timeout:2 attempts:1\n")
+    switch.write_text("hosts: dns\n")
+    script = f"mount --bind {conf} /etc/resolv.conf && mount --bind {switch} /etc/nsswitch.conf && getent "
+
+    async def getent(words: str) -> list[str]:
+        process = await asyncio.create_subprocess_exec(
+            "unshare", "--mount", "sh", "-c", script + words, stdout=subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        return [line.split()[0] for line in out.decode().splitlines() if "STREAM" in line or "ahosts" not in words]
+
+    async with serving(f"{address}:53"):
+        assert await getent("ahosts web") == ["10.96.0.7"]
+        assert await getent("ahosts web.svc.cluster") == ["10.96.0.7"]
+        assert await getent("ahosts n1.node.cluster.") == ["10.77.0.11"]
+        assert sorted(await getent("ahosts redis.svc.cluster")) == ["10.1.0.1", "fd00::7"]
+        assert await getent("hosts 10.96.0.7") == ["10.96.0.7"]
+        assert await getent("ahosts nothing") == []
 
 
 # ── Addresses ────────────────────────────────────────────────────────────────────────────────────
