@@ -41,7 +41,11 @@ class Upstream:
 
     def take(self) -> UpstreamConnection | None:
         """The idle connection that was used last."""
-        return self.idle.pop() if self.idle else None
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
 
     def put(self, connection: UpstreamConnection) -> bool:
         """Keeps a connection for the next request; False if it should be closed."""

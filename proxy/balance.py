@@ -38,10 +38,14 @@ class Balancer:
         avoided: C | None = None
         for tier in tiers:
             candidates = [each for each in tier if each not in tried] if tried else tier
+            if not candidates:
+                continue
+            chosen = self._choose(candidates)
+            if chosen.avoid_until <= now:
+                return chosen
             if fit := [each for each in candidates if each.avoid_until <= now]:
                 return self._choose(fit)
-            if candidates and avoided is None:
-                avoided = self._choose(candidates)
+            avoided = avoided or chosen
         return avoided
 
     def _choose(self, candidates: Sequence[C]) -> C:

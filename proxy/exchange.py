@@ -100,7 +100,7 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         connection.deadline = float("inf")
-        connection.transport.write(b"".join((self._head, *self._replay)) if self._replay else self._head)
+        connection.write(b"".join((self._head, *self._replay)) if self._replay else self._head)
         if self._body is not None and not self._body.done:
             self.client.advance()
 
@@ -132,7 +132,7 @@ class Exchange:
                 payload += LAST_CHUNK
         if payload:
             self._keep_for_replay(payload)
-            self._connection.transport.write(payload)
+            self._connection.write(payload)
         if self._body.done:
             self._deadline = time.monotonic() + self.backend.policy.timeout
         self._set_deadline()
@@ -191,8 +191,14 @@ class Exchange:
         """The response is whole."""
         if self._chunk_response:
             self.client.write(LAST_CHUNK)
-        self._leave_upstream(reusable=reusable and not self.request_open)
+        self._leave_upstream(reusable=reusable and self._sent_whole())
         self._end(self._status, keep_alive=self._keep_alive)
+
+    def _sent_whole(self) -> bool:
+        """The request has come and gone out to its last byte."""
+        if self._body is None:
+            return True
+        return self._body.done and self._connection is not None and not self._connection.backlog
 
     @property
     def _who(self) -> str:
@@ -286,7 +292,7 @@ class Exchange:
     def tunnel_to_upstream(self, data: bytes) -> None:
         assert self._connection is not None
         self.backend.stats.bytes_in += len(data)
-        self._connection.transport.write(data)
+        self._connection.write(data)
         self._set_deadline()
 
     def tunnel_eof_to_client(self) -> bool:
@@ -296,7 +302,7 @@ class Exchange:
 
     def tunnel_eof_to_upstream(self) -> bool:
         """The client sends no more. True: the endpoint may still send."""
-        if self._upstream_eof or self._connection is None:
+        if self._upstream_eof or self._connection is None or self._connection.transport.is_closing():
             return False
         self._connection.transport.write_eof()
         return True
@@ -334,7 +340,7 @@ class Exchange:
     def pause_upstream(self, paused: bool) -> None:
         """The client takes no more for now, or again."""
         connection = self._connection
-        if connection is not None and not connection.closed:
+        if connection is not None and not connection.transport.is_closing():
             if paused:
                 connection.transport.pause_reading()
             else:

@@ -52,7 +52,7 @@ class TcpSession(asyncio.Protocol, Timed):
         if self.relay is None:
             self._early.append(data)
             self.transport.pause_reading()
-        else:
+        elif not self.relay.transport.is_closing():
             self.relay.transport.write(data)
             self._touch()
 
@@ -66,11 +66,11 @@ class TcpSession(asyncio.Protocol, Timed):
         self.end(reset=error is not None)
 
     def pause_writing(self) -> None:
-        if self.relay is not None:
+        if self.relay is not None and not self.relay.transport.is_closing():
             self.relay.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.relay is not None and not self._ended:
+        if self.relay is not None and not self.relay.transport.is_closing():
             self.relay.transport.resume_reading()
 
     # ── the endpoint
@@ -112,19 +112,20 @@ class TcpSession(asyncio.Protocol, Timed):
             self.end(reset=True)
             return
         self.relay = relay
+        if not self._early_eof:
+            self.transport.resume_reading()  # before the write, which may pause it again
         for data in self._early:
             relay.transport.write(data)
         self._early.clear()
         if self._early_eof:
             self.side_ended(relay.transport)
-        else:
-            self.transport.resume_reading()
         self._context.wheel.watch(self, self._context.wheel.now + self._backend.policy.idle_timeout)
 
     def from_endpoint(self, data: bytes) -> None:
         self._backend.stats.bytes_out += len(data)
-        self.transport.write(data)
-        self._touch()
+        if not self.transport.is_closing():
+            self.transport.write(data)
+            self._touch()
 
     # ── ending
 
@@ -197,7 +198,8 @@ class Relay(asyncio.Protocol):
             self._session.end(reset=error is not None)
 
     def pause_writing(self) -> None:
-        self._session.transport.pause_reading()
+        if not self._session.transport.is_closing():
+            self._session.transport.pause_reading()
 
     def resume_writing(self) -> None:
         if not self._session.transport.is_closing():

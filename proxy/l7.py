@@ -182,7 +182,8 @@ class ClientConnection(asyncio.Protocol, Timed):
     # ── what an exchange asks for
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def pause(self, full: bool) -> None:
         """The endpoint takes no more of the request for now, or again."""
@@ -191,7 +192,7 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def half_close(self) -> bool:
         """Sends no more; True if the client may still send."""
-        if self._eof:
+        if self._eof or self.transport.is_closing():
             return False
         self.transport.write_eof()
         return True
@@ -233,7 +234,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         self._lingering = True
         self._buffer = b""
         self._steer_reading()
-        if self.transport.can_write_eof():
+        if not self.transport.is_closing():
             self.transport.write_eof()
         self.context.wheel.watch(self, self.context.wheel.now + LINGER)
 

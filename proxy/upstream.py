@@ -41,6 +41,15 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes written that have not gone out yet."""
+        return self.transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def close(self) -> None:
         """Closes; whoever has it as `exchange` is told no more."""
         self.exchange = None
@@ -152,7 +161,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     def release(self, *, reusable: bool) -> None:
         """Back into the pool, or closed."""
         self.exchange = None
-        if not reusable or self.closed:
+        if not reusable or self.transport.is_closing():
             self.close()
             return
         self.transport.resume_reading()
