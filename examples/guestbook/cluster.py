@@ -74,13 +74,15 @@ class Cluster:
 
     def mesh(self, *arguments: str) -> str:
         """What the command prints."""
-        done = subprocess.run(
-            [BIN / "mesh", *arguments], cwd=REPOSITORY, env=self._environment, capture_output=True, text=True
-        )
+        done = self.run([str(BIN / "mesh"), *arguments])
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()[-5:]
             raise GaveUp("\n".join([f"`mesh {' '.join(arguments)}` ended with {done.returncode}", *said]))
         return done.stdout
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """A command in the repository's folder, as in a terminal beside the mesh."""
+        return subprocess.run(command, cwd=REPOSITORY, env=self._environment, capture_output=True, text=True)
 
     def service(self, name: str) -> Mapping[str, Any]:
         """The service in the Table: its virtual IP, ports and endpoints."""
