@@ -17,7 +17,20 @@ import time
 from collections.abc import Mapping
 
 from mesh import __version__, vip_route
-from mesh.agent_events import Action, Event, Hindered, Listed, Moment, Planned, Probe, Remembered, Tick, Unprobe
+from mesh.agent_events import (
+    Action,
+    Event,
+    Hindered,
+    Listed,
+    Moment,
+    Planned,
+    Prepare,
+    Probe,
+    Remembered,
+    Start,
+    Tick,
+    Unprobe,
+)
 from mesh.agent_hands import Hands, Surroundings
 from mesh.agent_report import Reporter, session_name
 from mesh.agent_state import AgentState
@@ -168,8 +181,8 @@ class Agent:
 
     async def _act(self, action: Action) -> None:
         event = await self._hands.do(action)
-        if isinstance(event, Hindered):
-            log.warning("replica %s: %s: %s", event.id, type(action).__name__.lower(), event.why)
+        if isinstance(event, Hindered) and (event.retry or not isinstance(action, (Prepare, Start))):
+            log.warning("replica %s: %s: %s: trying again", event.id, type(action).__name__.lower(), event.why)
         self._handle(event)
 
     def _arm_timer(self) -> None:

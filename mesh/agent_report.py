@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 COALESCE = 0.005
 """Seconds in which changes that come together share a write."""
 
-HELD_BACK = 0.1
+HELD_BACK = 0.05
 """Seconds that a report may wait for a failed replica's last words."""
 
 

@@ -95,7 +95,8 @@ class Replica:
         if not may_follow(self.state, state):
             raise AssertionError(f"{self.id}: {self.state} cannot become {state}")
         if state != self.state:
-            log.info("replica %s: %s -> %s%s", self.id, self.state, state, f" ({message})" if message else "")
+            level = logging.WARNING if state is ReplicaState.FAILED else logging.INFO
+            log.log(level, "replica %s: %s -> %s%s", self.id, self.state, state, f" ({message})" if message else "")
             self.state, self.since = state, now.wall
         self.message = message
 
