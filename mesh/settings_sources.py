@@ -36,6 +36,8 @@ _SECTIONS: dict[str, type] = {
     "dev": DevSettings,
     "embedded": EmbeddedStoreSettings,
 }
+_FLAGS = {"address": "store", "labels": "label", "upstreams": "upstream"}
+"""Settings whose flag has another name."""
 _CHOICES = {
     "runtime": ("auto", "docker", "process"),
     "publish": ("auto", "published", "direct"),
@@ -217,7 +219,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _flag(name: str) -> str:
-    return "--store" if name == "address" else f"--{name.replace('_', '-')}"
+    return f"--{_FLAGS.get(name, name).replace('_', '-')}"
 
 
 def _token(layers: Sequence[_Layer]) -> str | None:

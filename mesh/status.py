@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from mesh import units
-from mesh.model import Capacity, Exit, NodePlan, ReplicaState, RolloutState, ServicePlan, Slot
+from mesh.model import Capacity, Exit, NodePlan, ReplicaReport, ReplicaState, RolloutState, ServicePlan, Slot
 from mesh.spec import ServiceSpec
 from mesh.view import View
 
@@ -76,7 +76,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def service_names(view: View) -> list[str]:
-    return sorted(view.wishes.keys() | view.plans.keys())
+    """All that is wished or planned, and what is left of what was."""
+    left = {replica.service for seen in view.nodes.values() for replica in seen.report.replicas}
+    return sorted(view.wishes.keys() | view.plans.keys() | left)
 
 
 def service_status(view: View, name: str) -> ServiceStatus:
@@ -105,7 +107,7 @@ def service_status(view: View, name: str) -> ServiceStatus:
 
 
 def _rollout(view: View, name: str, plan: ServicePlan) -> str:
-    if plan.deleted:
+    if plan.deleted or (name not in view.plans and name not in view.wishes):
         return "deleting"
     return plan.rollout.state if name in view.plans else "waiting"
 
@@ -143,10 +145,15 @@ def _replicas(view: View, service: str) -> list[ReplicaStatus]:
                 since=replica.since,
                 address=replica.address,
                 ports=replica.ports,
-                message=replica.message if seen.held else f"node {node} does not report",
+                message=_message(replica, node, held=seen.held),
                 exit=replica.exit,
             )
     return sorted(found.values(), key=lambda replica: (str(replica.slot).zfill(8), replica.id))
+
+
+def _message(replica: ReplicaReport, node: str, *, held: bool) -> str:
+    silence = "" if held or replica.state.ended else f"node {node} does not report"
+    return "; ".join(part for part in (silence, replica.message) if part)
 
 
 def _events(plan: ServicePlan) -> list[EventStatus]:

@@ -10,7 +10,8 @@ import typer
 
 from mesh import __version__, console
 from mesh.cli import daemons, inspection, replicas, services, tools  # noqa: F401  (they register their commands)
-from mesh.cli.base import Failed, app
+from mesh.cli.base import Failed
+from mesh.cli.base import app as app
 from mesh.settings_sources import SettingsError
 from mesh.spec_errors import SpecError
 from mesh.store import StoreError

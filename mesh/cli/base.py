@@ -105,7 +105,9 @@ class Mesh:
 
     def known_services(self, view: "View", names: Sequence[str]) -> None:
         """Raises `Failed` for names that are no service."""
-        known = view.wishes.keys() | view.plans.keys()
+        from mesh.status import service_names
+
+        known = service_names(view)
         if unknown := [name for name in names if name not in known]:
             raise Failed(*(f"there is no service {name!r}{suggestion(name, known)}" for name in unknown))
 

@@ -1,0 +1,96 @@
+"""`mesh validate`, `schema`, `version`, `doctor`, `resolve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mesh import __version__
+from tests.cli.conftest import Mesh
+
+TABLE = {
+    "index": 1,
+    "nodes": {"n1": {"address": "10.0.0.1"}},
+    "services": {"web": {"vip": "10.96.0.7", "desired": 1, "ports": {"http": {"port": 80, "protocol": "http"}},
+                         "endpoints": [{"id": "web-1-aaaa", "slot": 1, "node": "n1", "address": "10.0.0.1",
+                                        "ports": {"http": 31001}}]}},
+}  # fmt: skip
+
+
+def test_validate_names_each_service(mesh: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("services:\n  web: {image: x}\n  every: {image: x, kind: global}\n")
+    assert mesh("validate", tmp_path).out == "web: valid (service)\nevery: valid (global)\n"
+    assert mesh("validate", "all.yaml", "--json").json["services"][0] == {"name": "web", "image": "x"}
+
+
+def test_validate_tells_every_fault_of_every_file(mesh: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: all\nimage: x\nports: {http: {port: 0}}\n")
+    (tmp_path / "b.toml").write_text("name = \n")
+    result = mesh("validate", "a.yaml", "b.toml", "no.json")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: a.yaml:3: ports.http.port: must be 1..65535, got 0",
+        "error: a.yaml:1: name: 'all' is a reserved name",
+        "error: b.toml: not TOML: Invalid value (at line 1, column 8)",
+        "error: no.json: cannot read it: No such file or directory",
+    ]
+    again = mesh("validate", "a.yaml", "--json")
+    assert (again.code, again.json["valid"], len(again.json["errors"])) == (2, False, 2)
+
+
+def test_schema_is_json_schema(mesh: Mesh) -> None:
+    assert mesh("schema").json["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_version(mesh: Mesh) -> None:
+    assert mesh("version").out.startswith(f"mesh {__version__} (Python 3.")
+    assert mesh("version", "--json").json["mesh"] == __version__
+    assert mesh("--version").out == f"mesh {__version__}\n"
+
+
+def test_resolve_answers_and_explains(mesh: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(json.dumps(TABLE))
+    result = mesh("resolve", "web", "--table", "table.json")
+    assert result.code == 0
+    assert "web.svc.cluster A: NOERROR" in result.out
+    assert "10.96.0.7" in result.out
+    found = mesh("resolve", "_http._tcp.web.svc.cluster", "srv", "--table", "table.json", "--json").json
+    assert (found["outcome"], found["type"]) == ("NOERROR", "SRV")
+    assert "31001" in found["answer"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["web", "--table", "no.json"], 2, "cannot read no.json: No such file or directory"),
+        (["web", "--table", "bad.json"], 2, "bad.json: services.web.ports.http.port: must be 1..65535, got 0"),
+        (["web", "NOPE", "--table", "table.json"], 2, "no type of record: 'NOPE'"),
+        (["web", "--admin", "127.0.0.1:9"], 1, "no agent answers at http://127.0.0.1:9 ("),
+        (["web", "--admin", "ftp://x"], 1, "no agent answers at ftp://x ("),
+    ],
+)
+def test_resolve_says_what_it_needs(mesh: Mesh, tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
+    (tmp_path / "table.json").write_text(json.dumps(TABLE))
+    (tmp_path / "bad.json").write_text('{"services": {"web": {"ports": {"http": {"port": 0}}}}}')
+    result = mesh("resolve", *arguments)
+    assert result.code == code
+    assert result.err.startswith(f"error: {sentence}")
+
+
+def test_doctor_says_what_to_do_and_fails_without_a_store(mesh: Mesh) -> None:
+    result = mesh("doctor", "--store", "127.0.0.1:9", "--runtime", "process", "--json")
+    assert result.code == 1
+    findings = {finding["check"]: finding for finding in result.json}
+    assert findings["store"]["level"] == "fail"
+    assert "mesh dev" in findings["store"]["mend"]
+    assert findings["engine"]["level"] == "ok"
+    assert {"python", "privileges", "vip route", "clock", "disk", "resolvers"} <= findings.keys()
+
+
+def test_doctor_is_content_with_a_good_store(mesh: Mesh, store_url: str, tmp_path: Path) -> None:
+    listens = ["--dns-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--upstream", "192.0.2.1"]
+    result = mesh("doctor", "--store", store_url, "--runtime", "process", *listens, "--state", tmp_path / "state")
+    assert (result.code, result.err) == (0, "")
+    assert "answers, leader" in result.out
