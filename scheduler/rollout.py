@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mesh.model import Release, Rollout, RolloutState, Slot, SlotState
+from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.classify import Seat
 from mesh.spec import Update
 from mesh.units import format_duration, parse_share
@@ -44,6 +45,27 @@ def allowance(update: Update, desired: int, *, stop_first: bool) -> Allowance:
     if stop_first:
         return Allowance(0, max(unavailable, 1))
     return Allowance(surge, unavailable) if surge or unavailable else Allowance(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How the replicas of one service may be replaced."""
+
+    may: Allowance
+    may_move: Allowance  # off a drained node, where a static port is in nobody's way
+    immovable: bool  # its volumes are where they are
+    min_healthy: float
+
+
+def manner(newest: Blueprint, in_play: Collection[Blueprint], desired: int) -> Manner:
+    """The newest release sets the pace; what forbids two replicas side by side counts for any release in play."""
+    update = newest.spec.update
+    return Manner(
+        may=allowance(update, desired, stop_first=any(one.stop_first for one in in_play)),
+        may_move=allowance(update, desired, stop_first=any(one.spec.singleton for one in in_play)),
+        immovable=any(one.spec.volumes for one in in_play),
+        min_healthy=update.min_healthy,
+    )
 
 
 def _count(value: int | str, desired: int, *, up: bool) -> int:
@@ -135,9 +157,7 @@ def admitted(
     rollout: Rollout,
     target: Release,
     tried: Mapping[str, SlotState],
-    may: Allowance,
-    *,
-    min_healthy: float,
+    manner: Manner,
     now: float,
 ) -> set[Slot]:
     """The slots that belong to the new release: those it has begun, and as many more as may move at once.
@@ -147,7 +167,7 @@ def admitted(
     inside = {seat.slot for seat in seats if seat.has(target.hash) or str(seat.slot) in tried}
     if rollout.state is not RolloutState.ROLLING:
         return inside
-    moving = sum(1 for seat in seats if seat.slot in inside and not seat.healthy(min_healthy, now, target.hash))
+    moving = sum(1 for seat in seats if seat.slot in inside and not seat.healthy(manner.min_healthy, now, target.hash))
     waiting = [seat for seat in seats if seat.slot not in inside]
     waiting.sort(key=lambda seat: (bool(seat.live or seat.suspect), seat.ready))
-    return inside | {seat.slot for seat in waiting[: max(0, may.at_once - moving)]}
+    return inside | {seat.slot for seat in waiting[: max(0, manner.may.at_once - moving)]}

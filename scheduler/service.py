@@ -13,7 +13,7 @@ import msgspec
 
 from mesh.model import Assignment, Pending, Release, RolloutState, ServicePlan, Slot, SlotState, Want
 from mesh.scheduler import backoff, releases, rollout
-from mesh.scheduler.blueprint import Blueprint, blueprint_of
+from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica, Seat, classify
 from mesh.scheduler.hosts import Condition, Host, Hosts
 from mesh.scheduler.placement import Placement, Refusal, Request
@@ -82,8 +82,9 @@ class Decision:
         for seat in seats[before.desired :]:
             vacated.setdefault(seat.slot, self._size_cause(wish))
         blueprint = self._advance_rollout(seats)
-        self._choose_goals(seats, blueprint)
-        moves = self._settle(seats, blueprint, vacated)
+        manner = rollout.manner(blueprint, self._in_play(blueprint), len(seats))
+        self._choose_goals(seats, manner)
+        moves = self._settle(seats, manner, vacated)
         leaving = retire(surplus, seats, self._size_cause(wish), all_at_once=blueprint.spec.kind == "global")
         moves.stop.update(leaving.stop)
         self._carry_out(buckets, moves)
@@ -186,7 +187,15 @@ class Decision:
         numbers = {release.number for release in self.plan.releases if release.hash == hash}
         return {slot: state for slot, state in self.plan.slots.items() if state.release in numbers}
 
-    def _choose_goals(self, seats: Sequence[Seat], blueprint: Blueprint) -> None:
+    def _in_play(self, newest: Blueprint) -> list[Blueprint]:
+        """The blueprints of all releases that run, or may be started."""
+        numbers = {replica.assignment.release for replica in self._given.replicas}
+        if (base := releases.last_good(self.plan)) is not None:
+            numbers.add(base.number)
+        known = (blueprint_or_none(self.plan, number) for number in numbers)
+        return [newest, *(one for one in known if one is not None)]
+
+    def _choose_goals(self, seats: Sequence[Seat], manner: rollout.Manner) -> None:
         plan = self.plan
         target, base = plan.releases[-1], releases.last_good(plan)
         if plan.rollout.state is RolloutState.IDLE or base is None:
@@ -197,9 +206,8 @@ class Decision:
             plan.rollout,
             target,
             self._tried(target.hash),
-            self._allowance(blueprint, len(seats)),
-            min_healthy=blueprint.spec.update.min_healthy,
-            now=self._now,
+            manner,
+            self._now,
         )
         numbered = {release.number: release for release in plan.releases}
         for seat in seats:
@@ -207,19 +215,13 @@ class Decision:
             stays = base if best is None else numbered.get(best.assignment.release, base)
             self._goal[seat.slot] = target if seat.slot in inside else stays
 
-    def _allowance(self, blueprint: Blueprint, desired: int) -> rollout.Allowance:
-        return rollout.allowance(blueprint.spec.update, desired, stop_first=blueprint.stop_first)
-
-    def _settle(self, seats: Sequence[Seat], blueprint: Blueprint, vacated: Mapping[Slot, str]) -> Moves:
+    def _settle(self, seats: Sequence[Seat], manner: rollout.Manner, vacated: Mapping[Slot, str]) -> Moves:
         plan, now = self.plan, self._now
         tried = {release.hash: self._tried(release.hash) for release in self._goal.values()}
         retry_at = {slot: backoff.retry_at(tried[goal.hash].get(str(slot)), now) for slot, goal in self._goal.items()}
         rules = Rules(
             goal=self._goal,
-            may=self._allowance(blueprint, len(seats)),
-            may_move=rollout.allowance(blueprint.spec.update, len(seats), stop_first=blueprint.spec.singleton),
-            immovable=bool(blueprint.spec.volumes),
-            min_healthy=blueprint.spec.update.min_healthy,
+            manner=manner,
             retry_at=retry_at,
             vacated_by=vacated,
             now=now,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
 from mesh.scheduler.hosts import Condition
-from mesh.scheduler.rollout import Allowance
+from mesh.scheduler.rollout import Manner
 
 
 @dataclass(slots=True)
@@ -31,10 +31,7 @@ class Rules:
     """What the moves of one service must respect."""
 
     goal: Mapping[Slot, Release]
-    may: Allowance
-    may_move: Allowance  # for moves off a drained node, where a static port is in nobody's way
-    immovable: bool  # its volumes are where they are
-    min_healthy: float
+    manner: Manner
     retry_at: Mapping[Slot, float]  # of slots that failed on their goal
     vacated_by: Mapping[Slot, str]  # why a slot has just become empty: `web-1-6f3a failed`
     now: float
@@ -42,8 +39,8 @@ class Rules:
 
 def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     """The moves for the slots that the service should have."""
+    manner, now = rules.manner, rules.now
     moves = Moves()
-    available = sum(1 for seat in seats if seat.healthy(rules.min_healthy, rules.now))
     surging = 0
     replaceable: list[tuple[Seat, Replica]] = []
     for seat in seats:
@@ -52,7 +49,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
         outdated = sorted((replica for replica in seat.live if not _is_fresh(replica, goal)), key=keep_first)
         moves.stop.update((extra.id, "its slot is taken") for extra in (*fresh[1:], *outdated[1:]))
         if fresh and (outdated or seat.suspect):
-            if fresh[0].healthy(rules.min_healthy, rules.now):
+            if fresh[0].healthy(manner.min_healthy, now):
                 moves.stop.update((old.id, f"replaced by {fresh[0].id}") for old in (*outdated[:1], *seat.suspect))
             else:
                 surging += 1
@@ -60,21 +57,20 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             replaceable.append((seat, outdated[0]))
         elif not fresh and not seat.suspect:
             _fill(seat, rules, moves)
-        moves.wake.extend(
-            ripe for replica in seat.live if replica.ready and (ripe := replica.since + rules.min_healthy) > rules.now
-        )
-    replaceable.sort(key=lambda pair: pair[1].ready)
-    for seat, old in replaceable:
-        moving = old.hash == rules.goal[seat.slot].hash
-        may = rules.may_move if moving else rules.may
-        cause = f"drain of {old.node}" if moving else rules.goal[seat.slot].cause
-        if moving and rules.immovable:
+        ripe = [replica.since + manner.min_healthy for replica in seat.live if replica.ready]
+        moves.wake.extend(at for at in ripe if at > now)
+    available = sum(1 for seat in seats if seat.healthy(manner.min_healthy, now))
+    for seat, old in sorted(replaceable, key=lambda pair: pair[1].ready):
+        goes_away = old.hash == rules.goal[seat.slot].hash
+        may = manner.may_move if goes_away else manner.may
+        cause = f"drain of {old.node}" if goes_away else rules.goal[seat.slot].cause
+        if goes_away and manner.immovable:
             moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
         elif surging < may.surge:
             surging += 1
             _begin(seat, cause, rules, moves)
         elif may.unavailable and (not old.ready or available > len(seats) - may.unavailable):
-            available -= old.healthy(rules.min_healthy, rules.now)
+            available -= old.healthy(manner.min_healthy, now)
             moves.stop[old.id] = cause
             if may.surge:
                 _begin(seat, cause, rules, moves)
@@ -89,7 +85,7 @@ def _is_fresh(replica: Replica, goal: str) -> bool:
 
 def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:
     """An empty slot; without surge, not before the last one in it has ended."""
-    if seat.stopping and not rules.may.surge:
+    if seat.stopping and not rules.manner.may.surge:
         moves.wait[seat.slot] = f"waits until {seat.stopping[0].id} has stopped"
     else:
         _begin(seat, rules.vacated_by.get(seat.slot) or rules.goal[seat.slot].cause, rules, moves)

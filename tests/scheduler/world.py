@@ -392,10 +392,21 @@ class World:
         for (service, slot), assignments in slots.items():
             assert len(assignments) <= 2, f"{service} slot {slot} has {len(assignments)} replicas\n{self.story()}"
         for node in self.nodes.values():
+            self._check_volumes(node)
             for report in node.reported:
                 before = self._states.get(report.id, report.state)
                 assert may_follow(before, report.state), f"{report.id} went from {before} to {report.state}"
                 self._states[report.id] = report.state
+
+    def _check_volumes(self, node: FakeNode) -> None:
+        """Two replicas of one slot never hold one volume at once."""
+        holders = Counter(
+            (one.service, one.slot)
+            for one in node.replicas.values()
+            if not one.state.ended and (spec := self._spec(one.service, one.release)) and spec.volumes
+        )
+        doubled = [holder for holder, count in holders.items() if count > 1]
+        assert not doubled, f"{node.name} has the volumes of {doubled} in use twice\n{self.story()}"
 
     def _check_capacity(self, name: str, plan: NodePlan) -> None:
         node = self.nodes.get(name)
