@@ -18,8 +18,6 @@ from mesh.proxy.timers import NEVER, Timed
 
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request's head to its last."""
-CLIENT_IDLE = 300.0
-"""Seconds that a client's connection may wait for its next request."""
 LINGER = 1.0
 """Seconds in which a client that was refused may still send, so that it reads our answer and not a reset."""
 FLUSH = 10.0
@@ -34,6 +32,10 @@ class Site(Protocol):
     """What a listener serves: the backend for each request."""
 
     stats: Stats  # counts the client connections
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds that a connection may wait for its next request."""
 
     def backend_for(self, request: Request) -> Backend:
         """Raises Refused if there is none."""
@@ -75,7 +77,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.context.clients.add(self)
         self._site.stats.connections += 1
         self._site.stats.opened += 1
-        self.context.wheel.watch(self, self.context.wheel.now + CLIENT_IDLE)
+        self.context.wheel.watch(self, self.context.wheel.now + self._site.idle_timeout)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -85,10 +87,10 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def eof_received(self) -> bool:
         self._eof = True
-        exchange = self._exchange
-        if exchange is None or self._lingering or exchange.request_open:
-            return False
-        return exchange.tunnel_eof_to_upstream() if exchange.tunnel else True  # it may still wait for its response
+        if self._exchange is not None and self._exchange.tunnel:
+            return self._exchange.tunnel_eof_to_upstream()
+        self.advance()
+        return not self._lingering  # it may still wait for responses
 
     def connection_lost(self, error: Exception | None) -> None:
         self.deadline = NEVER
@@ -126,10 +128,16 @@ class ClientConnection(asyncio.Protocol, Timed):
             self._refuse(400, str(error))
         finally:
             self._advancing = False
-        if self._eof and self._exchange is None and not self._lingering:
+        if self._eof and self._is_cut_off():
             self._close()
         else:
             self._steer_reading()
+
+    def _is_cut_off(self) -> bool:
+        """After the client's end: nothing that it sent can still become a whole request, or get a response."""
+        if self._exchange is None:
+            return not self._lingering and not self._write_paused
+        return self._exchange.wants_body
 
     def _step(self) -> bool:
         exchange = self._exchange
@@ -202,7 +210,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         exchange, self._exchange = self._exchange, None
         self.upstream_full = False
         if keep_alive and not self.context.closing:
-            self.context.wheel.watch(self, self.context.wheel.now + CLIENT_IDLE)
+            self.context.wheel.watch(self, self.context.wheel.now + self._site.idle_timeout)
             self.advance()
         elif (exchange is not None and exchange.request_open) or self._buffer:
             self._linger()

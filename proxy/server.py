@@ -15,6 +15,7 @@ from mesh.proxy.http1 import Refused, Request
 from mesh.proxy.l4 import TcpSession
 from mesh.proxy.l7 import ClientConnection
 from mesh.proxy.listener import Listeners, Wanted
+from mesh.proxy.policy import Policy
 from mesh.proxy.route import Router
 from mesh.proxy.stats import Stats, families
 from mesh.proxy.udp import UdpListener
@@ -36,6 +37,10 @@ class ServiceSite:
         self._backend = backend
         self.stats = backend.stats
 
+    @property
+    def idle_timeout(self) -> float:
+        return self._backend.policy.idle_timeout
+
     def backend_for(self, request: Request) -> Backend:
         return self._backend
 
@@ -47,6 +52,7 @@ class RouteSite:
         self._backend_of = backend_of
         self.router = Router(())
         self.stats = Stats()
+        self.idle_timeout = Policy().idle_timeout
 
     def backend_for(self, request: Request) -> Backend:
         """Raises Refused: 404 where no rule matches, 503 where its service is not there."""

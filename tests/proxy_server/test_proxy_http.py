@@ -369,6 +369,34 @@ async def test_a_client_that_sends_no_more_still_gets_its_answers(mesh: Mesh) ->
     await client.closed()
 
 
+async def test_a_client_that_ends_with_its_body_before_the_endpoint_is_connected(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    client = await mesh.dial()
+    await client.send(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody")
+    client.finish()
+    server = await mesh.upstream.accept()
+    await server.head()
+    await server.exactly(b"body")
+    await server.send(OK)
+    assert (await client.answer())[1] == b"ok"
+    await client.closed()
+
+
+async def test_a_client_that_ends_amid_its_body(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    client, server, _ = await mesh.pair(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
+    client.finish()
+    assert await server.rest() == b"bo"
+    await client.closed()
+
+
+async def test_idle_clients_are_let_go(mesh: Mesh) -> None:
+    mesh.traffic = {"idle_timeout": "200ms"}
+    await mesh.add("web-1")
+    client = await mesh.dial()
+    await client.closed()
+
+
 async def test_a_client_that_leaves_frees_the_upstream(mesh: Mesh) -> None:
     await mesh.add("web-1")
     client, server, _ = await mesh.pair()
