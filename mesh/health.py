@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mesh.aio import Tasks
 from mesh.probes import Check, ProbeFailed, check_of
-from mesh.runtime import Instance, Runtime
+from mesh.runtime import Instance, Runtime, RuntimeUnavailable
 from mesh.spec import Probe, ServiceSpec
 
 HURRY = 0.05
@@ -85,14 +86,17 @@ class Prober:
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
 
     def begin(self, id: str, spec: ServiceSpec, instance: Instance, *, ready: bool) -> None:
-        """`ready`: what was known of the replica before; one that is adopted keeps its traffic."""
+        """`ready`: the replica was ready before; one that is adopted keeps its traffic, and its start is over."""
         self.end(id)
+        probes: list[tuple[Probe | None, bool, Callable[[bool, str], None]]] = [
+            (spec.health.ready, ready, lambda passing, why: self._tell(Verdict(id, ready=passing, message=why))),
+            (spec.health.alive, True, lambda passing, why: self._tell(Verdict(id, alive=passing, message=why))),
+        ]
         self._watches[id] = [
-            self._tasks.spawn(self._watch(probe, spec, instance, passing, tell), f"probe {id}")
-            for probe, passing, tell in (
-                (spec.health.ready, ready, lambda ok, why: self._tell(Verdict(id, ready=ok, message=why))),
-                (spec.health.alive, True, lambda ok, why: self._tell(Verdict(id, alive=ok, message=why))),
+            self._tasks.spawn(
+                self._watch(probe, check_of(probe, spec, instance, self._runtime), passing, ready, tell), f"probe {id}"
             )
+            for probe, passing, tell in probes
             if probe
         ]
 
@@ -104,20 +108,19 @@ class Prober:
         await self._tasks.close()
 
     async def _watch(
-        self, probe: Probe, spec: ServiceSpec, instance: Instance, passing: bool, tell: Callable[[bool, str], None]
+        self, probe: Probe, check: Check, passing: bool, proven: bool, tell: Callable[[bool, str], None]
     ) -> None:
         loop = asyncio.get_running_loop()
-        check = check_of(probe, spec, instance, self._runtime)
         hurry = HURRY_EXEC if probe.exec else HURRY
-        state = ProbeState(probe.rise, probe.fall, probe.start, loop.time(), passing)
-        told = (passing, "")
+        state = ProbeState(probe.rise, probe.fall, probe.start, loop.time(), passing, proven)
+        told = ""
         while True:
-            problem = await problem_of(check, probe.timeout)
-            state.observe(not problem, loop.time())
-            news = (state.passing, "" if state.passing else problem)
-            if news != told:
-                told = news
-                tell(*news)
+            with suppress(RuntimeUnavailable):  # says nothing of the replica
+                problem = await problem_of(check)
+                turned = state.observe(not problem, loop.time())
+                if turned or (problem and not state.passing and problem != told):
+                    told = problem
+                    tell(state.passing, problem)
             now = loop.time()
             due = now + state.wait(now, probe.interval, hurry)
             if state.passing and probe.interval > WAKE_UP:
@@ -125,13 +128,10 @@ class Prober:
             await asyncio.sleep(due - now)
 
 
-async def problem_of(check: Check, timeout: float) -> str:
-    """Runs a check; what was wrong, or nothing."""
+async def problem_of(check: Check) -> str:
+    """What is wrong by this check, or nothing."""
     try:
-        async with asyncio.timeout(timeout):
-            await check()
-    except TimeoutError:
-        return f"no answer within {timeout:g} s"
+        await check()
     except ProbeFailed as failure:
         return str(failure)
     return ""

@@ -57,32 +57,48 @@ class OutputFile:
         self._limit = limit
 
     def rotate(self) -> None:
-        if _size(self._path) > self._limit:
-            shutil.copyfile(self._path, self._earlier)
-            self._earlier.chmod(0o600)
-            os.truncate(self._path, 0)
+        if _size(self._path) <= self._limit:
+            return
+        copy = self._earlier.with_name(self._earlier.name + ".new")
+        shutil.copyfile(self._path, copy)
+        copy.chmod(0o600)
+        os.truncate(self._path, 0)
+        copy.replace(self._earlier)
 
     async def lines(self, tail: int | None, following: Callable[[], bool]) -> AsyncIterator[bytes]:
         """The last `tail` lines or all, then new ones for as long as `following()`."""
         splitter = LineSplitter()
+        async for block in self._read(tail, following):
+            for line in splitter.feed(block):
+                yield line
+        for line in splitter.flush():
+            yield line
+
+    async def _read(self, tail: int | None, following: Callable[[], bool]) -> AsyncIterator[bytes]:
+        cut = _identity(self._earlier)
         offset, missing = _start_of_last(self._path, tail)
         if missing is None or missing > 0:
             for block in _blocks(self._earlier, _start_of_last(self._earlier, missing)[0]):
-                for line in splitter.feed(block):
-                    yield line
+                yield block
         while True:
             more_may_come = following()  # asked before reading, so that the last words are read
+            if cut != (cut := _identity(self._earlier)):  # what had not been read is there now
+                for block in _blocks(self._earlier, offset):
+                    yield block
+                offset = 0
             for block in _blocks(self._path, offset):
                 offset += len(block)
-                for line in splitter.feed(block):
-                    yield line
+                yield block
             if not more_may_come:
-                break
+                return
             await asyncio.sleep(FOLLOW_INTERVAL)
-            if _size(self._path) < offset:  # rotated
-                offset = 0
-        for line in splitter.flush():
-            yield line
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with suppress(FileNotFoundError):
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns
+    return 0, 0
 
 
 def _size(path: Path) -> int:

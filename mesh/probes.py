@@ -8,11 +8,11 @@ from functools import partial
 from typing import cast
 
 from mesh import __version__
-from mesh.runtime import Instance, Runtime, RuntimeFault
+from mesh.runtime import Instance, Runtime, RuntimeFault, RuntimeUnavailable
 from mesh.spec import Probe, ServiceSpec
 
 Check = Callable[[], Awaitable[None]]
-"""Raises `ProbeFailed`. Whoever calls it sets the time-out."""
+"""Raises `ProbeFailed`, or `RuntimeUnavailable` where the engine could not be asked. Ends within the time-out."""
 
 LONGEST_ANSWER = 64 * 1024
 FAREWELL = 1.0
@@ -28,9 +28,17 @@ def check_of(probe: Probe, spec: ServiceSpec, instance: Instance, runtime: Runti
     if probe.exec is not None:
         return partial(_exec, runtime, instance.id, probe.exec, probe.timeout)
     if probe.tcp is not None:
-        return partial(_connect, instance, probe.tcp)
+        return partial(_within, probe.timeout, partial(_connect, instance, probe.tcp))
     assert probe.http is not None, "the spec sees to it that one of the three is set"
-    return partial(_get, instance, probe.port or _http_port(spec), probe.http)
+    return partial(_within, probe.timeout, partial(_get, instance, probe.port or _http_port(spec), probe.http))
+
+
+async def _within(timeout: float, check: Check) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await check()
+    except TimeoutError:
+        raise ProbeFailed(f"no answer within {timeout:g} s") from None
 
 
 def _http_port(spec: ServiceSpec) -> str:
@@ -41,6 +49,8 @@ def _http_port(spec: ServiceSpec) -> str:
 async def _exec(runtime: Runtime, id: str, command: list[str], timeout: float) -> None:
     try:
         result = await runtime.exec(id, command, timeout=timeout)
+    except RuntimeUnavailable:
+        raise
     except RuntimeFault as fault:
         raise ProbeFailed(str(fault)) from fault
     if result.code != 0:
@@ -55,7 +65,9 @@ async def _connect(instance: Instance, port: str) -> None:
 
 async def _get(instance: Instance, port: str, path: str) -> None:
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    transport = await _open(partial(_Get, instance, path, answer), instance, port)
+    address = f"[{instance.address}]" if ":" in instance.address else instance.address
+    host = f"{address}:{instance.ports.get(port)}"
+    transport = await _open(partial(_Get, host, path, answer), instance, port)
     try:
         status = await answer
     except BaseException:
@@ -80,8 +92,7 @@ async def _open(protocol: Callable[[], asyncio.Protocol], instance: Instance, po
 class _Get(asyncio.Protocol):
     """Sends one request and reads the status line; the rest of the answer is let pass, within bounds."""
 
-    def __init__(self, instance: Instance, path: str, answer: asyncio.Future[int]) -> None:
-        host = f"[{instance.address}]" if ":" in instance.address else instance.address
+    def __init__(self, host: str, path: str, answer: asyncio.Future[int]) -> None:
         self._request = (
             f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-probe/{__version__}\r\n"
             "Accept: */*\r\nConnection: close\r\n\r\n"
