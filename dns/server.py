@@ -15,11 +15,11 @@ from mesh.dns.clients import Networks, RateLimit, Verdict
 from mesh.dns.cookies import Cookies
 from mesh.dns.counters import Cell, Counters
 from mesh.dns.forward import Forwarder
-from mesh.dns.message import HEADER, QR, RD, Malformed, read_query
+from mesh.dns.message import Malformed, read_query
 from mesh.dns.packets import Packets
 from mesh.dns.tcp import Outcome, TcpConnection, TcpConnections
 from mesh.dns.udp import UdpListener
-from mesh.dns.wire import Forward, Reply, Transport, ask_by_tcp, refuse, respond
+from mesh.dns.wire import Forward, Reply, Transport, ask_by_tcp, bare_reply, refuse, respond
 from mesh.dns.zone import REFUSED, SERVFAIL, Zone
 from mesh.metrics import Family, Sample
 from mesh.table import Table, TableDelta
@@ -54,6 +54,7 @@ class DnsServer:
         self._zone: Zone | None = None
         self._updated = time.monotonic()
         self._problem = ""
+        self._next_report = 0.0
         self._counters = Counters()
         served = Networks(allow)
         self._forwarder = Forwarder(upstreams, served, self._counters, lambda: self.addresses) if forward else None
@@ -137,8 +138,8 @@ class DnsServer:
         try:
             reply = self._respond(data, transport, client, first)
         except Exception:  # whatever came, the next client is served
-            log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
-            reply = _failure(data)
+            self._report_failure(data, client, started)
+            reply = bare_reply(data, SERVFAIL)
         if reply is None:
             self._counters.drops["not-a-query"] += 1
             return None
@@ -146,6 +147,12 @@ class DnsServer:
             packets.keep(data, reply, first, self._counters.cell(transport.value, reply.qtype, reply.rcode))
             return self._finish(reply, transport, started)
         return self._tasks.spawn(self._finish_later(reply, transport, started), "dns forward")
+
+    def _report_failure(self, data: bytes, client: str, now: float) -> None:
+        """At most once a second, however often somebody asks."""
+        if now >= self._next_report:
+            self._next_report = now + 1
+            log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
 
     def _respond(
         self, data: bytes, transport: Transport, client: str, first: int
@@ -188,8 +195,3 @@ class DnsServer:
         while True:
             await asyncio.sleep(1)
             self._connections.close_idle(asyncio.get_running_loop().time())
-
-
-def _failure(data: bytes) -> Reply:
-    query_id, flags, *_ = HEADER.unpack_from(data)
-    return Reply(HEADER.pack(query_id, QR | flags & RD | SERVFAIL, 0, 0, 0, 0), SERVFAIL)

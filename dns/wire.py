@@ -97,7 +97,7 @@ def respond(
     try:
         query = read_query(data)
     except Malformed:
-        return _malformed(data)
+        return bare_reply(data, NOTIMP if data[2] & OPCODE >> 8 else FORMERR)
     if give_cookie and query.edns and query.edns.cookie:
         query = replace(query, cookie=give_cookie(query.edns.cookie[:COOKIE_HALF]))
     if rcode := _objection(query, zone):
@@ -127,10 +127,9 @@ def _objection(query: Query, zone: Zone | None) -> int:
     return SERVFAIL if zone is None else NOERROR
 
 
-def _malformed(data: bytes) -> Reply:
-    """With the question where it can be read: clients match answers by it."""
+def bare_reply(data: bytes, rcode: int) -> Reply:
+    """To what could not be read as a whole; with the question if that can be: clients match answers by it."""
     query_id, flags, questions, *_ = HEADER.unpack_from(data)
-    rcode = NOTIMP if flags & OPCODE else FORMERR
     try:
         question = read_question(data)[0].raw if questions == 1 else b""
     except Malformed:

@@ -19,7 +19,7 @@ import dns.message
 from mesh.dns import tcp
 from mesh.dns.server import DnsServer
 from mesh.metrics import render
-from mesh.table import Table, TableService, apply_delta, table_diff
+from mesh.table import Endpoint, Table, TablePort, TableService, apply_delta, table_diff
 from tests.dns_server.zones import guestbook
 
 
@@ -219,6 +219,17 @@ async def test_an_impossible_table_leaves_the_last_good_one() -> None:
         await server.update(new, table_diff(Table(index=50), new))
         assert server.problems() == []
         assert (await ask(server, "redis.svc.cluster")).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_a_name_that_cannot_be_written_is_servfail_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    bad = Endpoint(id="x" * 64, slot=1, node="n1", address="10.0.0.1", ports={"http": 1})
+    ports = {"http": TablePort(port=80)}
+    table = Table(services={"bad": TableService(ports=ports, endpoints=[bad]), "web": TableService(vip="10.96.0.7")})
+    async with serving(table=table) as server:
+        for _ in range(5):
+            assert (await ask(server, "_http._tcp.bad.svc.cluster", "SRV")).rcode() == dns.rcode.SERVFAIL
+        assert (await ask(server, "web.svc.cluster")).answer
+    assert len(caplog.records) == 1
 
 
 async def test_metrics() -> None:
