@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import platform
 import random
 import shutil
 import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -200,10 +201,8 @@ class ProcessRuntime:
 
     def _load(self, id: str) -> Instance | None:
         """The instance as its files and /proc tell it."""
-        folder = self._folder(id)
-        try:
-            record = msgspec.json.decode((folder / "replica.json").read_bytes(), type=_Record)
-        except (FileNotFoundError, msgspec.DecodeError):
+        folder, record = self._folder(id), self._record(id)
+        if record is None:
             return None
         keeper, program = self._process(id, "keeper"), self._process(id, "program")
         kept = keeper is not None and keeper.alive()  # asked before the exit status is read, which so is final
@@ -228,6 +227,12 @@ class ProcessRuntime:
             handle=str(program.pid) if program else "",
         )
 
+    def _record(self, id: str) -> _Record | None:
+        try:
+            return msgspec.json.decode((self._folder(id) / "replica.json").read_bytes(), type=_Record)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
     def _require(self, id: str) -> Instance:
         if instance := self._load(id):
             return instance
@@ -247,22 +252,25 @@ class ProcessRuntime:
 
     def _choose_ports(self, wanted: Mapping[str, PortSpec]) -> dict[str, int]:
         """A port for each name: the static one, or one that neither a replica of ours nor anyone else has."""
-        taken = {port for id in self._ids() if (instance := self._load(id)) for port in instance.ports.values()}
+        taken = {port for id in self._ids() if (record := self._record(id)) for port in record.ports.values()}
         chosen: dict[str, int] = {}
         for name, port in wanted.items():
             kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
-            if port.host_port is not None:
-                if not _is_free(self._address, port.host_port, kind):
-                    raise RuntimeFault(f"port {port.host_port} of node {self._node} is already in use")
+            if port.host_port is None:
+                chosen[name] = self._free_port(kind, taken)
+                taken.add(chosen[name])
+            elif _is_free(self._address, port.host_port, kind):
                 chosen[name] = port.host_port
-                continue
-            candidates = (number for number in random.sample(PORTS, len(PORTS)) if number not in taken)
-            number = next((number for number in candidates if _is_free(self._address, number, kind)), None)
-            if number is None:
-                raise RuntimeFault(f"no port from {PORTS.start} to {PORTS.stop - 1} is free on node {self._node}")
-            chosen[name] = number
-            taken.add(number)
+            else:
+                raise RuntimeFault(f"port {port.host_port} of node {self._node} is already in use")
         return chosen
+
+    def _free_port(self, kind: socket.SocketKind, taken: Set[int]) -> int:
+        first = random.randrange(len(PORTS))
+        for number in itertools.chain(PORTS[first:], PORTS[:first]):
+            if number not in taken and _is_free(self._address, number, kind):
+                return number
+        raise RuntimeFault(f"no port from {PORTS.start} to {PORTS.stop - 1} is free on node {self._node}")
 
     def _environment(self, launch: Launch, ports: Mapping[str, int]) -> dict[str, str]:
         volumes: dict[str, str] = {}
