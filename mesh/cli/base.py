@@ -1,6 +1,5 @@
 """What every command shares: the application, the options that say where the store is, and how a command fails."""
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -127,6 +126,8 @@ def with_mesh(body: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
     @functools.wraps(body)
     def run(**values: Any) -> None:
+        import asyncio
+
         asyncio.run(_run(body, values))
 
     parameters = [*own, *inspect.signature(_connection).parameters.values()]
