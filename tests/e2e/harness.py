@@ -277,3 +277,67 @@ def descendants(pid: int) -> set[int]:
         fresh = [child for child, parent in parents.items() if parent in fresh]
         found.update(fresh)
     return found
+
+
+class Split:
+    """Scheduler and agent as processes of their own, as on a real host, against a given store."""
+
+    def __init__(self, folder: Path, store: str, *agent_options: str) -> None:
+        self.folder = folder
+        self._agent_options = agent_options
+        self._admin, self._dns = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        self._state = folder / "agent"
+        env = {"CONSUL_HTTP_ADDR": store, "MESH_ADMIN_TOKEN_FILE": str(self._state / "admin.token")}
+        self.cluster = Cluster(folder, store, self._dns, f"http://{self._admin}", env)
+        self.schedulers: dict[str, Process] = {}
+        self.agent: Process | None = None
+        self._processes: list[Process] = []
+
+    def start_scheduler(self, name: str) -> Process:
+        process = self._start("scheduler", "--name", name, "--admin-listen", f"127.0.0.1:{free_port()}", log=name)
+        self.schedulers[name] = process
+        return process
+
+    def start_agent(self, node: str = "n1") -> Process:
+        self.agent = self._start(
+            "agent", "--node", node, "--state", str(self._state),
+            "--dns-listen", self._dns, "--admin-listen", self._admin,
+            *self._agent_options, log=node,
+        )  # fmt: skip
+        return self.agent
+
+    def leader(self) -> str:
+        """The name of the scheduler that leads, by its own log: the last who took the lock and lives."""
+        leading = [name for name, process in self.schedulers.items()
+                   if process.running and "leads" in process.output()]  # fmt: skip
+        return leading[0] if leading else ""
+
+    def _start(self, *arguments: str, log: str) -> Process:
+        process = Process(*arguments, log=self.folder / f"{log}.log", env=self.cluster.env)
+        self._processes.append(process)
+        return process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind:
+            for process in self._processes:
+                print(f"── {process.log.name}\n{process.output()[-8_000:]}")
+        for process in self._processes:
+            if process.running:
+                process.send(signal.SIGCONT)
+                process.kill()
+        for pid in own_processes(str(self._state)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def own_processes(word: str) -> list[int]:
+    """Pids whose command line has a word: workers that outlive their agent on purpose."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if word.encode() in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
