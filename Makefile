@@ -47,6 +47,7 @@ clean: ## remove what make made here
 $(VENV)/.run: pyproject.toml tools/venv.py tools/debs.py
 	@$(if $(PYTHON),,echo 'Python 3.11 or newer is needed, and there is none on PATH. Debian 12: apt-get install python3.' \
 		'Ubuntu 22.04: apt-get install python3.11.' >&2; exit 1)
+	@echo 'Making $(VENV), once …'
 	@$(PYTHON) -m tools.venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@

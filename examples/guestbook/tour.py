@@ -211,9 +211,9 @@ def kill(cluster: Cluster) -> None:
         with Load(cluster.address("web", "http")) as load:
             wait_until("requests flow", lambda: load.total > 50)
             command = cluster.how_to_kill(victim)
-            say(f"$ {' '.join(command)}")
+            say(f"$ {command}")
             began = time.monotonic()
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, shell=True, check=True, capture_output=True)
             wait_until("it is out of DNS and proxy", lambda: victim not in cluster.ready("web"))
             say(f"{time.monotonic() - began:5.2f} s  {victim} is out of DNS and proxy")
             (new,) = wait_until("its replacement is ready", lambda: cluster.ready("web").keys() - before)
