@@ -150,10 +150,11 @@ class TcpSession(asyncio.Protocol, Timed):
         if reset:
             self._abort()
             return
-        self.transport.close()
-        if self.relay is not None:
-            self.relay.transport.close()
-        self._context.wheel.watch(self, self._context.wheel.now + FLUSH)
+        self.deadline = NEVER
+        for transport in (self.transport, self.relay.transport if self.relay else self.transport):
+            if not transport.is_closing() and transport.get_write_buffer_size():
+                self._context.wheel.watch(self, self._context.wheel.now + FLUSH)
+            transport.close()
 
     def expire(self) -> None:
         """Nothing moved for the idle time-out, or the last bytes do not go out."""
