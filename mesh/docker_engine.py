@@ -45,10 +45,10 @@ class Engine:
     def local(self) -> bool:
         return self.host.startswith("unix://")
 
-    async def call(self, function: Callable[[Any], Any], *, timeout: float = CALL_TIMEOUT) -> Any:
+    async def call(self, function: Callable[[Any], Any], *, timeout: float | None = None) -> Any:
         """What `function` makes of the SDK's APIClient, in a thread; `timeout` bounds the wait for each answer."""
         async with self._calls:
-            return await in_thread(lambda: self._run(function, timeout))
+            return await in_thread(lambda: self._run(function, timeout or CALL_TIMEOUT))
 
     async def ping(self) -> None:
         await self.call(lambda api: api.ping(), timeout=PING_TIMEOUT)

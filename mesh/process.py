@@ -3,14 +3,8 @@
 Each replica has a folder `<state>/replicas/<id>` (0700) with what an agent needs to adopt it:
 
     replica.json   who it is, and its ports; never its environment, which may hold secrets
-    keeper         the line of /proc/<pid>/stat of the keeper, as it was at its start
-    program        the same of the program: pid and start time together name a process for good
-    exit           the program's exit status, written by the keeper
+    keeper, program, exit: who they are and how it ended, written by the replica's keeper (see `keeper`)
     output.log     stdout and stderr; output.log.1 is the part before it
-
-A keeper is a shell that starts the program in a session of its own, waits for it and notes how it ended,
-so that nothing is lost while the agent is away. Signals go to the program's group and never reach the keeper;
-a keeper that is killed costs the exit status, not the program.
 
 What a container engine would do and this does not: limits are not enforced, mounts and volumes are not mounted
 (a volume is a folder of the state folder, named by `VOLUME_<NAME>`), and programs see the host's files, users and
@@ -33,20 +27,13 @@ from pathlib import Path
 
 import msgspec
 
+from mesh import keeper
 from mesh.aio import Pending, Tasks
 from mesh.model import Assignment, Capacity, Document
 from mesh.output import OutputFile, collect
-from mesh.process_table import ProcessId, environment_of, processes_with, readable
+from mesh.process_table import ProcessId, environment_of, processes_with
 from mesh.runtime import ExecResult, Facts, Instance, InstanceState, Launch, RuntimeFault, variable
 from mesh.spec import PortSpec, ServiceSpec
-
-SETSID = shutil.which("setsid") or "/usr/bin/setsid"
-KEEPER = f"""\
-read -r stat </proc/self/stat && echo "$stat" >"$0/keeper"
-(read -r stat </proc/self/stat && echo "$stat" >"$0/program" && echo >&3 && exec 3>&- {SETSID} -- "$@" 2>&1)
-echo $? >"$0/exit"
-"""
-"""`sh -c KEEPER <folder> <program> <argument>…`; descriptor 3 tells the agent that the program has begun."""
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """What a replica gets of the agent's environment; the rest (tokens, say) is the agent's own."""
@@ -56,9 +43,6 @@ PORTS = range(20_000, 32_768)
 
 MARK = "MESH_INSTANCE"
 """Variable that a replica's descendants inherit, wherever they go: its value is the replica's folder."""
-
-DEFAULT_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that the agent, or Python, may ignore, and a program expects not to."""
 
 FULL_LOOK = 30.0
 HOUSEKEEPING = 1.0
@@ -122,7 +106,10 @@ class ProcessRuntime:
         _require_program(command, env, launch.spec.name)
         folder = self._folder(launch.assignment.id)
         _make_folder(folder, _Record(assignment=launch.assignment, ports=ports))
-        await _run_keeper(folder, command, env)
+        try:
+            await keeper.run(folder, command, env)
+        except OSError as error:
+            raise RuntimeFault(f"{folder.name}: the process could not be made: {error.strerror}") from error
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
         program = self._process(id, "program")
@@ -204,9 +191,9 @@ class ProcessRuntime:
         folder, record = self._folder(id), self._record(id)
         if record is None:
             return None
-        keeper, program = self._process(id, "keeper"), self._process(id, "program")
-        kept = keeper is not None and keeper.alive()  # asked before the exit status is read, which so is final
-        code = _read_exit(folder)
+        its_keeper, program = self._process(id, "keeper"), self._process(id, "program")
+        kept = its_keeper is not None and its_keeper.alive()  # asked before the exit status is read, which so is final
+        code = keeper.exit_status(folder)
         if program is None:
             state = InstanceState.CREATED
         elif code is None and (kept or program.alive()):
@@ -243,10 +230,7 @@ class ProcessRuntime:
         return instance is not None and instance.state is InstanceState.RUNNING
 
     def _process(self, id: str, which: str) -> ProcessId | None:
-        """The `keeper` or the `program` of a replica, if it was ever started."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return ProcessId.parse((self._folder(id) / which).read_text())
-        return None
+        return keeper.process(self._folder(id), which)
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────
 
@@ -313,13 +297,13 @@ class ProcessRuntime:
 
     async def _finish(self, id: str) -> None:
         """Kills what is left of a replica, wherever it hides, once its keeper has noted the end."""
-        keeper, program = self._process(id, "keeper"), self._process(id, "program")
+        its_keeper, program = self._process(id, "keeper"), self._process(id, "program")
         if program:
             program.signal_group(signal.SIGKILL)
             if not await program.ended(PATIENCE):
                 raise RuntimeFault(f"{id}: process {program.pid} does not end, not even killed; is its disk away?")
-        if keeper:
-            await keeper.ended(PATIENCE)
+        if its_keeper:
+            await its_keeper.ended(PATIENCE)
         while left := await asyncio.to_thread(processes_with, MARK, str(self._folder(id))):
             for process in left:
                 process.signal(signal.SIGKILL)
@@ -335,39 +319,6 @@ def _make_folder(folder: Path, record: _Record) -> None:
     unfinished = folder / "replica.json.new"
     unfinished.write_bytes(msgspec.json.encode(record))
     unfinished.replace(folder / "replica.json")
-
-
-async def _run_keeper(folder: Path, command: Sequence[str], env: Mapping[str, str]) -> None:
-    """Starts the keeper and waits until it has started the program (or has ended)."""
-    begun, begin = os.pipe()
-    try:
-        _spawn_keeper(folder, command, env, begin)
-        await readable(begun)
-    finally:
-        os.close(begun)
-
-
-def _spawn_keeper(folder: Path, command: Sequence[str], env: Mapping[str, str], begin: int) -> None:
-    """Hands the descriptor `begin` over to it."""
-    try:
-        os.posix_spawn(
-            "/bin/sh",
-            ["sh", "-c", KEEPER, str(folder), *command],
-            env,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(folder / "output.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
-                (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_DUP2, begin, 3),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=DEFAULT_SIGNALS,
-        )
-    except OSError as error:
-        raise RuntimeFault(f"{folder.name}: the process could not be made: {error.strerror}") from error
-    finally:
-        os.close(begin)
 
 
 async def _chunks(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
@@ -397,9 +348,3 @@ def _number(name: str) -> int:
         return signal.Signals[name]
     except KeyError:
         raise RuntimeFault(f"there is no signal {name}") from None
-
-
-def _read_exit(folder: Path) -> int | None:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return int((folder / "exit").read_text())
-    return None

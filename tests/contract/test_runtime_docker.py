@@ -7,13 +7,14 @@ import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
+from mesh.aio import Tasks
 from mesh.docker import DockerRuntime, docker_available
 from mesh.runtime import ImageMissing, InstanceState, RuntimeFault, RuntimeUnavailable
 from mesh.spec import parse_spec
@@ -263,6 +264,65 @@ async def test_why_no_engine_can_be_used(tmp_path: Path) -> None:
         dead.bind(f"{tmp_path}/dead.sock")
     assert "does not answer" in str(await docker_available(f"unix://{tmp_path}/dead.sock"))
     assert "does not answer: Connection refused" in str(await docker_available("tcp://127.0.0.1:9"))
+
+
+class Cable:
+    """A TCP port that leads to the engine's socket, for as long as it is not cut: then nothing is said, nor closed."""
+
+    def __init__(self) -> None:
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._tasks = Tasks()
+
+    async def lay(self) -> str:
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        self._whole.clear()
+
+    def mend(self) -> None:
+        self._whole.set()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_engine, to_engine = await asyncio.open_unix_connection("/var/run/docker.sock")
+        self._tasks.spawn(self._carry(reader, to_engine), "to the engine")
+        self._tasks.spawn(self._carry(from_engine, writer), "from the engine")
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(2**16):
+                await self._whole.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def close(self) -> None:
+        self._server.close()
+        await self._tasks.close()
+
+
+async def test_a_remote_engine_whose_cable_is_cut(
+    client: Any, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.docker.PING_INTERVAL", 0.1)
+    monkeypatch.setattr("mesh.docker.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("mesh.docker_engine.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("mesh.docker_engine.CALL_TIMEOUT", 2.0)
+    cable = Cable()
+    async with lab("docker", tmp_path, image, docker_host=await cable.lay()) as here:
+        started = await here.start(SLEEP)
+        async with aclosing(here.runtime.events()) as events, asyncio.timeout(DEADLINE):
+            assert await anext(events) == ""
+            cable.cut()
+            client.kill(f"mesh-{started.id}")
+            with pytest.raises(RuntimeUnavailable):
+                await here.runtime.facts()
+            cable.mend()
+            while await anext(events) != "":
+                pass
+        assert (await here.exited(started.id)).exit_code == 137
+    await cable.close()
 
 
 @pytest.mark.root

@@ -141,7 +141,11 @@ async def test_nothing_is_left_behind_not_even_in_sessions_of_its_own(here: Lab,
     started = await here.start("setsid sleep 1000 & sleep 1000 & echo up; wait")
     await here.says(started.id, b"up")
     folder = tmp_path / "state" / "replicas" / started.id
-    assert len(descendants(folder)) >= 4
+
+    async def all_there() -> bool:
+        return len(descendants(folder)) >= 4
+
+    await eventually(all_there)
     await here.runtime.signal_and_wait(started.id, "SIGTERM", 5)
     assert descendants(folder) == []
     await here.runtime.remove(started.id)
