@@ -3,13 +3,12 @@
 Exit codes: 0 it worked, 1 it failed, 2 invalid input or usage, 130 interrupted.
 """
 
-import os
 import sys
 
 import typer
 
 from mesh import __version__, console
-from mesh.cli import daemons, inspection, replicas, services, tools  # noqa: F401  (they register their commands)
+from mesh.cli import daemons, desired, inspection, replicas, tools  # noqa: F401  (in the order of the help's panels)
 from mesh.cli.base import Failed
 from mesh.cli.base import app as app
 from mesh.settings_sources import SettingsError
@@ -51,6 +50,3 @@ def run(arguments: list[str]) -> int:
         return Failed(usage.format_message(), code=usage.exit_code).report()
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

@@ -88,11 +88,14 @@ class Mesh:
         """What the store holds now, and again after every change."""
         from mesh.view import ViewReader
 
-        yield await self.view()  # at once, or its error: a watch would wait for a store that is away
+        first = await self.view()  # at once, or its error: a watch would wait for a store that is away
+        yield first
         reader = ViewReader(self.keys)
         async for change in self.store.watch(f"{self.keys.root}/"):
             self._note_leader(change.entries)
-            yield reader.read(change.entries, change.index)
+            view = reader.read(change.entries, change.index)
+            if view.index != first.index:
+                yield view
 
     def _note_leader(self, entries: "Mapping[str, Entry]") -> None:
         entry = entries.get(self.keys.leader)

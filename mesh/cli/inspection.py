@@ -12,7 +12,7 @@ _PANEL = "See what is"
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again after every change, until Ctrl-C.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is new, until Ctrl-C.")]
-OneService = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="Only this one, in detail.")]
+OneService = Annotated[str | None, typer.Argument(metavar="SERVICE", help="Only this one, in detail.")]
 
 
 @command(_PANEL, example="mesh status web --watch")

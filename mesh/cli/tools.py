@@ -92,7 +92,7 @@ def doctor(
 @command(_PANEL, example="mesh resolve web SRV")
 def resolve(
     name: Annotated[str, typer.Argument(metavar="NAME", help="web is short for web.svc.cluster; or an address.")],
-    kind: Annotated[str, typer.Argument(metavar="[TYPE]", help="A, AAAA, SRV, PTR, TXT, …")] = "A",
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="A, AAAA, SRV, PTR, TXT, …")] = "A",
     table: Annotated[Path | None, typer.Option("--table", help="A Table in a file instead of an agent's.")] = None,
     admin: Annotated[
         str | None, typer.Option("--admin", metavar="URL", help="The agent to ask; default: the one on this machine.")

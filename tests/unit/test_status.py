@@ -1,0 +1,63 @@
+"""How far a spec that was just written has come: `mesh apply --wait`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.model import NodeReport, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan
+from mesh.spec import parse_spec
+from mesh.status import Progress, progress, service_names, service_status
+from mesh.view import NodeView, View
+
+SPEC = parse_spec({"name": "web", "image": "web:2", "replicas": 2})
+OLD = parse_spec({"name": "web", "image": "web:1", "replicas": 2})
+
+
+def release(number: int, spec: Any) -> Release:
+    return Release(number=number, hash=spec.digest(), spec=spec.canonical())
+
+
+def view(plan: ServicePlan, ready: int = 0, **more: Any) -> View:
+    replicas = [ReplicaReport(id=f"web-{slot}-aaaa", service="web", slot=slot, release=plan.releases[-1].number,
+                              state=ReplicaState.READY) for slot in range(1, ready + 1)]  # fmt: skip
+    node = NodeView(NodeReport(node="n1", address="10.0.0.1", replicas=replicas), held=True, index=1)
+    return View(plans={"web": plan}, nodes={"n1": node}, **more)
+
+
+def plan(*releases: Release, desired: int = 2, **more: Any) -> ServicePlan:
+    return ServicePlan(service="web", desired=desired, releases=list(releases), **more)
+
+
+def test_it_waits_while_the_scheduler_has_not_seen_it() -> None:
+    assert progress(View(), SPEC, before=0) == Progress("waits for the scheduler")
+    assert progress(view(plan(release(1, OLD)), 2), SPEC, before=1) == Progress("waits for the scheduler")
+
+
+def test_it_is_done_when_all_replicas_of_its_release_are_ready() -> None:
+    both = plan(release(1, OLD), release(2, SPEC))
+    assert progress(view(both, 1), SPEC, before=1) == Progress("release 2: 1/2 ready")
+    assert progress(view(both, 2), SPEC, before=1) == Progress("release 2: 2/2 ready", done=True)
+    rolling = plan(release(2, SPEC), rollout=Rollout(state=RolloutState.ROLLING))
+    assert not progress(view(rolling, 2), SPEC, before=1).done
+
+
+def test_a_count_that_mesh_scale_holds_is_what_it_waits_for() -> None:
+    held = plan(release(2, SPEC), desired=1)
+    assert progress(view(held, 1, scale={"web": 1}), SPEC, before=1).done
+    assert not progress(view(held, 1), SPEC, before=1).done  # the new count is not in force yet
+
+
+def test_a_rollback_is_a_failure_with_its_reason() -> None:
+    rolled_back = plan(release(1, OLD), release(2, SPEC), release(3, OLD), rollout=Rollout(message="2 of 2 crashed"))
+    assert progress(view(rolled_back, 2), SPEC, before=1).faults == ["2 of 2 crashed"]
+
+
+def test_what_the_scheduler_refuses_is_a_failure() -> None:
+    refused = plan(release(1, OLD), errors=["image: no such image"])
+    assert progress(view(refused, 2), SPEC, before=1) == Progress("refused", faults=["image: no such image"])
+
+
+def test_what_is_left_of_a_service_is_still_shown() -> None:
+    left = View(nodes=view(plan(release(1, OLD)), 1).nodes)
+    assert service_names(left) == ["web"]
+    assert service_status(left, "web").rollout == "deleting"
