@@ -1,8 +1,8 @@
 """The Table as this node's own workers need it: real virtual IPs, or addresses that need no privilege.
 
-`route`: the host has a local route for the whole range, and the Table is used as it is. `loopback`: each VIP
+`route`: the host has a local route for the whole range, and VIPs are used as they are. `loopback`: each VIP
 becomes the address of 127.0.0.0/8 with the range's second byte and the same host part (10.96.0.7 → 127.96.0.7;
-all of 127/8 may be bound by anybody), and ports that this process may not bind are moved up by 8000 (80 → 8080).
+all of 127/8 may be bound by anybody). In both, ports that this process may not bind are moved up by 8000 (80 → 8080).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Localiser:
         self._done: dict[str, tuple[TableService, TableService]] = {}
 
     def __call__(self, table: Table) -> Table:
-        if not self._loopback:
+        if not self._loopback and self._first_port <= 1:
             return table
         if table.vip_range != self._range:
             self._range, self._done = table.vip_range, {}
@@ -40,13 +40,13 @@ class Localiser:
         self._done = done
         return msgspec.structs.replace(
             table,
-            vip_range=str(loopback_range(network)),
+            vip_range=str(loopback_range(network)) if self._loopback else table.vip_range,
             services={name: local for name, (_, local) in done.items()},
             routes={name: self._route(route) for name, route in table.routes.items()},
         )
 
     def _service(self, service: TableService, network: Network) -> TableService:
-        vip = loopback_vip(service.vip, network) if service.vip else ""
+        vip = loopback_vip(service.vip, network) if self._loopback and service.vip else service.vip
         used = {port.port for port in service.ports.values()}
         ports = {}
         for name, port in service.ports.items():
