@@ -114,6 +114,10 @@ class Backend:
         self.budget.ratio = self.policy.retry_budget
         self.balancer = Balancer(self.policy.balance)
 
+    @property
+    def upstreams(self) -> list[Upstream]:
+        return list(self._upstreams.values())
+
     def pick(self, tried: Collection[Upstream], now: float) -> Upstream | None:
         """The endpoint for the next try; None if there is none that was not tried."""
         return self.balancer.pick(self._tiers, tried, now)

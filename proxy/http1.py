@@ -144,6 +144,8 @@ class Response:
 
 
 def _read(parser: httptools.HttpRequestParser | httptools.HttpResponseParser, head: bytes) -> None:
+    if head.count(b"\r\n") > MAX_FIELDS + 2:  # the start line and the empty one
+        raise Refused(431, f"more than {MAX_FIELDS} fields")
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
@@ -174,11 +176,10 @@ def _request(parser: httptools.HttpRequestParser, seen: _Head) -> Request:
     request.version = _minor_version(parser.get_http_version())
     request.fields = seen.fields
     request.length, request.chunked = _framing(known, request.version)
-    if known.keys() <= _PLAIN and request.version == 1 and len(seen.fields) < MAX_FIELDS:
+    if known.keys() <= _PLAIN and request.version == 1:
         request.keep_alive, request.expect, request.upgrade = True, False, b""
         request.request_id, request.forwarded = b"", _NOTHING
     else:
-        _count_fields(seen)
         _connection_fields(request, seen)
     _target(request, seen.start, known.get(b"host"))
     return request
@@ -257,7 +258,6 @@ def _response(parser: httptools.HttpResponseParser, seen: _Head, method: bytes) 
         raise Malformed("a control character in the reason")
     version = _minor_version(parser.get_http_version())
     response.reason = seen.start
-    _count_fields(seen)
     length, response.chunked = _framing(known, version)
     response.length = length if b"content-length" in known else None
     options = _options(known)
@@ -294,11 +294,6 @@ def _framing(known: dict[bytes, list[bytes]], version: int) -> tuple[int, bool]:
     if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
         raise Malformed("a Content-Length that is not one number")
     return int(lengths[0]), False
-
-
-def _count_fields(seen: _Head) -> None:
-    if len(seen.fields) + sum(map(len, seen.known.values())) > MAX_FIELDS:
-        raise Refused(431, f"more than {MAX_FIELDS} fields")
 
 
 def _options(known: dict[bytes, list[bytes]]) -> frozenset[bytes]:

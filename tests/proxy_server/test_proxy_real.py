@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -96,15 +95,15 @@ async def test_web_sockets(site: str, mesh: Mesh) -> None:
 
 
 async def _curl(*arguments: str) -> bytes:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("needs curl")
-    process = await asyncio.create_subprocess_exec(curl, "-sS", "--max-time", "30", *arguments, stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        "curl", "-sS", "--max-time", "30", *arguments, stdout=subprocess.PIPE
+    )
     out, _ = await process.communicate()
     assert process.returncode == 0
     return out
 
 
+@pytest.mark.curl
 async def test_curl(site: str, tmp_path: Path) -> None:
     file = tmp_path / "body"
     file.write_bytes(MEGABYTE * 5)

@@ -58,9 +58,10 @@ async def test_withdrawal_under_load_fails_nothing(mesh: Mesh) -> None:
         everyone = list(mesh.upstreams)
         for turn in range(9):
             leaving = everyone[turn % 3]
+            (under_way,) = [each for each in mesh.proxy._backends["web", "http"].upstreams if each.id == leaving.name]
             mesh.upstreams = [each for each in everyone if each is not leaving]
             await mesh.update()
-            await asyncio.sleep(0.02)  # what was sent before the update arrives
+            await until(lambda left=under_way: left.in_flight == 0, "its last answers")  # type: ignore[misc]
             seen, before = served[leaving.name], answers
             await until(lambda before=before: answers > before + 200, "more answers")  # type: ignore[misc]
             assert served[leaving.name] == seen, "a request reached an endpoint that had left"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import shutil
 import socket
 import subprocess
 import time
@@ -139,19 +138,17 @@ async def test_connections_outlive_their_endpoint_s_place_in_the_table(tcp: Mesh
     await old.stop()
 
 
+@pytest.mark.redis
 async def test_redis(tcp: Mesh, tmp_path: Path) -> None:
     """A real server and its real client."""
-    server, cli = shutil.which("redis-server"), shutil.which("redis-cli")
-    if not server or not cli:
-        pytest.skip("needs Debian's redis-server")
     upstream = Upstream("redis-1")
     upstream.port = free_port()
     arguments = ["--port", str(upstream.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    redis = subprocess.Popen([server, *arguments], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+    redis = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
 
     async def run(*command: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            cli, "-p", str(tcp.port), *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            "redis-cli", "-p", str(tcp.port), *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         out, error = await asyncio.wait_for(process.communicate(), 10)
         return (out + error).decode().strip()
