@@ -63,6 +63,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "consul": ("a real Consul", lambda: _says("consul", "version")),
     "redis": ("redis-server", lambda: _says("redis-server", "--version")),
     "dig": ("dig", lambda: _says("dig", "-v")),
+    "curl": ("curl", lambda: _says("curl", "--version")),
     "root": ("root's privileges", _root),
 }
 """Marker → what it stands for, and how to find its version."""
