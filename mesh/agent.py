@@ -122,7 +122,7 @@ class Agent:
             for prefix in self._prefixes():
                 group.create_task(self._watch(prefix), name=f"watch {prefix}")
             for loop in (self._read_store, self._publish_tables, self._list_instances, self._hear_runtime,
-                         self._watch_problems, self._reporter.run):  # fmt: skip
+                         self._hear_workers, self._reporter.run):  # fmt: skip
                 group.create_task(loop(), name=loop.__name__)
 
     async def close(self, *, leave: bool = False) -> None:
@@ -237,7 +237,7 @@ class Agent:
         else:
             log.info("the engine answers again")
         self._engine_problem = problem
-        self._reporter.changed()
+        self._tell_problems()
 
     # ── the store ────────────────────────────────────────────────────────────────────────────
 
@@ -265,6 +265,7 @@ class Agent:
             if plan is not None and plan is not self._plan:
                 self._plan = plan
                 self._handle(Planned(plan))
+            self._tell_problems()
             self._stale.set()
 
     async def _choose_vips(self, vip_range: str) -> None:
@@ -322,14 +323,16 @@ class Agent:
             problems=self._problems,
         )  # fmt: skip
 
-    async def _watch_problems(self) -> None:
-        """The workers' problems come without an event of ours."""
+    async def _hear_workers(self) -> None:
         while True:
-            problems = self._all_problems()
-            if problems != self._problems:
-                self._problems = problems
-                self._reporter.changed()
-            await asyncio.sleep(1)
+            await self._workers.news.wait()
+            self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        problems = self._all_problems()
+        if problems != self._problems:
+            self._problems = problems
+            self._reporter.changed()
 
     def _all_problems(self) -> list[str]:
         problems = [self._engine_problem] if self._engine_problem else []

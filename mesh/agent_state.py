@@ -41,10 +41,10 @@ from mesh.agent_events import (
     Started,
     Tick,
     Unprobe,
-    Verdict,
     Withdraw,
     Withdrawn,
 )
+from mesh.health import Verdict
 from mesh.model import Assignment, Exit, NodePlan, ReplicaReport, ReplicaState, Want, may_follow, spec_key
 from mesh.runtime import Instance, InstanceState
 from mesh.spec import Health, ServiceSpec, Stop, trusted_spec

@@ -40,6 +40,10 @@ class Hello(Frame, frozen=True):
     arguments: str
 
 
+class NoTable(Frame, frozen=True):
+    """There is none yet: the worker opens its listeners, and answers that it does not know."""
+
+
 class Snapshot(Frame, frozen=True):
     sequence: int
     table: Table
@@ -76,7 +80,7 @@ class Quit(Frame, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decode_to_worker = msgspec.msgpack.Decoder(Snapshot | Delta | AskMetrics | Quit)
+_decode_to_worker = msgspec.msgpack.Decoder(NoTable | Snapshot | Delta | AskMetrics | Quit)
 _decode_to_supervisor = msgspec.msgpack.Decoder(Hello | Applied | Problems | Metrics)
 
 
@@ -149,7 +153,7 @@ class Feed:
     """The supervisor's side: publishes Tables, collects what the workers say."""
 
     def __init__(self, path: Path, *, on_hello: Callable[[Link], None], on_change: Callable[[], None]) -> None:
-        """`on_hello`: a worker has come; `on_change`: what the workers say of problems has changed."""
+        """`on_hello`: a worker has come; `on_change`: what the workers say of problems may have changed."""
         self._path = path
         self._on_hello = on_hello
         self._on_change = on_change
@@ -204,13 +208,22 @@ class Feed:
         answers = await asyncio.gather(*(link.metrics(timeout) for link in self._links))
         return [family for families in answers for family in families]
 
+    async def dismiss(self, linger: float) -> None:
+        """Takes no more workers, and tells those that are here to quit."""
+        if self._server:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+        for link in self._links:
+            link.send(Quit(linger))
+            await link.drain()
+
     async def close(self) -> None:
+        """Breaks the connections that are left."""
         if self._server:
             self._server.close()
         for link in self._links:
             link.close()
         await asyncio.gather(*(link.closed.wait() for link in self._links))
-        self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -252,6 +265,8 @@ class Feed:
         """Keeps one worker up to date: what it has → what is newest, as often as it can take."""
         sent: Table | None = None
         sent_sequence = 0
+        if self._table is None:
+            link.send(NoTable())
         while True:
             newest, sequence = self._table, self._sequence
             if newest is not None and sequence != sent_sequence:
@@ -281,12 +296,15 @@ class Follower:
         path: Path,
         hello: Hello,
         *,
+        begin: Callable[[], Awaitable[None]],
         update: Callable[[Table, TableDelta | None], Awaitable[None]],
         problems: Callable[[], list[str]],
         metrics: Callable[[], list[Family]],
     ) -> None:
+        """`begin`: serve without a Table; `update`: serve this one; the rest is asked for the supervisor."""
         self._path = path
         self._hello = hello
+        self._begin = begin
         self._update = update
         self._problems = problems
         self._metrics = metrics
@@ -327,6 +345,8 @@ class Follower:
         try:
             while True:
                 match _decode_to_worker.decode(await _read(reader)):
+                    case NoTable():
+                        await self._begin()
                     case Snapshot(sequence, table):
                         before, self._table = self._table, table
                         if before is None:

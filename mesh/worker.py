@@ -18,9 +18,10 @@ import msgspec
 import uvloop
 
 from mesh import __version__
-from mesh.aio import Backoff
+from mesh.aio import Backoff, Tasks
 from mesh.feed import Follower, Hello
 from mesh.plane import DataPlane
+from mesh.table import Table, TableDelta
 
 log = logging.getLogger(__name__)
 
@@ -71,29 +72,52 @@ def build(arguments: Arguments) -> DataPlane:
 
 
 class _Serving:
-    """A data plane whose fixed listeners are opened as soon as they can be."""
+    """A data plane that opens its fixed listeners when it has an answer, and tries again where it cannot.
+
+    Workers share a port: one that listened before it has the Table would fail queries that its siblings answer.
+    """
 
     def __init__(self, plane: DataPlane, kind: str) -> None:
         self._plane = plane
         self._kind = kind
+        self._started = False
         self._cannot_start = ""
+        self._tasks = Tasks()
 
-    async def start(self) -> None:
-        backoff = Backoff(0.2, 2.0)
-        while True:
-            try:
-                await self._plane.start()
-            except OSError as error:
-                if not self._cannot_start:
-                    log.warning("%s: %s: trying again until it can", self._kind, error)
-                self._cannot_start = f"{self._kind}: {error}"
-                await backoff.sleep()
-            else:
-                self._cannot_start = ""
-                return
+    async def begin(self) -> None:
+        if self._started:
+            return
+        self._started = True
+        if not await self._try_to_start():
+            log.warning("%s: trying again until it can", self._cannot_start)
+            self._tasks.spawn(self._keep_trying(), "start")
+
+    async def update(self, table: Table, delta: TableDelta | None) -> None:
+        if self._kind == "proxy":  # has no fixed listeners
+            await self.begin()
+        await self._plane.update(table, delta)
+        await self.begin()
 
     def problems(self) -> list[str]:
         return [self._cannot_start] if self._cannot_start else self._plane.problems()
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._plane.close()
+
+    async def _try_to_start(self) -> bool:
+        try:
+            await self._plane.start()
+        except OSError as error:
+            self._cannot_start = f"{self._kind}: {error}"
+            return False
+        self._cannot_start = ""
+        return True
+
+    async def _keep_trying(self) -> None:
+        backoff = Backoff(0.2, 2.0)
+        while not await self._try_to_start():
+            await backoff.sleep()
 
 
 async def serve(arguments: Arguments, number: int, socket: Path) -> None:
@@ -102,22 +126,21 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     plane = build(arguments)
     serving = _Serving(plane, kind)
     hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
-    follower = Follower(socket, hello, update=plane.update, problems=serving.problems, metrics=plane.metrics)
+    follower = Follower(
+        socket, hello, begin=serving.begin, update=serving.update, problems=serving.problems, metrics=plane.metrics
+    )
     task = asyncio.current_task()
     assert task is not None
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number_of_signal, task.cancel)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
     gc.collect()
     gc.freeze()
     try:
-        async with asyncio.TaskGroup() as group:
-            starting = group.create_task(serving.start(), name="start")
-            await follower.run(survive=arguments.survive)
-            starting.cancel()
+        await follower.run(survive=arguments.survive)
     except asyncio.CancelledError:
         log.info("%s-%d: told to end", kind, number)
     finally:
-        await plane.close()
+        await serving.close()
 
 
 def main(argv: list[str]) -> None:

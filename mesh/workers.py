@@ -13,14 +13,14 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from mesh import __version__
-from mesh.aio import Backoff, Tasks
-from mesh.feed import Feed, Link, Quit
+from mesh.aio import Backoff, Signal, Tasks
+from mesh.feed import Feed, Link
 from mesh.metrics import Family, Sample
 from mesh.table import Table
 from mesh.worker import Arguments, DnsArguments, command, kind_of
@@ -44,18 +44,18 @@ class Workers:
         folder: Path,
         wanted: Sequence[Arguments],
         *,
-        on_change: Callable[[], None] = lambda: None,
         inherit: Sequence[int] = (),
     ) -> None:
         """`wanted`: the arguments of each worker; `inherit`: descriptors the workers keep open."""
         self._folder = folder
         self._tasks = Tasks()
-        self._on_change = on_change
+        self.news = Signal()
+        """Set when `problems` may have changed."""
         self._problem = ""
-        self._feed = Feed(folder / "feed.sock", on_hello=self._hello, on_change=on_change)
+        self._feed = Feed(folder / "feed.sock", on_hello=self._hello, on_change=self.news.set)
         kinds = [kind_of(arguments) for arguments in wanted]
         self._slots = [
-            _Slot(folder, arguments, kinds[: place + 1].count(kinds[place]), on_change, tuple(inherit))
+            _Slot(folder, arguments, kinds[: place + 1].count(kinds[place]), self.news, tuple(inherit))
             for place, arguments in enumerate(wanted)
         ]
 
@@ -84,10 +84,10 @@ class Workers:
             if problem != self._problem:
                 log.warning("%s", problem)
                 self._problem = problem
-                self._on_change()
+                self.news.set()
             await backoff.sleep()
         self._problem = ""
-        self._on_change()
+        self.news.set()
 
     def publish(self, table: Table) -> int:
         return self._feed.publish(table)
@@ -116,9 +116,7 @@ class Workers:
     async def close(self, linger: float = 0.0) -> None:
         """Ends the workers; with `linger` seconds they go on serving that long, for a supervisor that comes back."""
         await self._tasks.close()
-        for link in self._feed.links:
-            link.send(Quit(linger))
-            await link.drain()
+        await self._feed.dismiss(linger)
         if linger == 0:
             await asyncio.gather(*(slot.end() for slot in self._slots))
         await self._feed.close()
@@ -132,9 +130,7 @@ class Workers:
 class _Slot:
     """One place for a worker, filled by an orphan that was found or by a process that was started."""
 
-    def __init__(
-        self, folder: Path, arguments: Arguments, number: int, on_change: Callable[[], None], inherit: tuple[int, ...]
-    ) -> None:
+    def __init__(self, folder: Path, arguments: Arguments, number: int, news: Signal, inherit: tuple[int, ...]) -> None:
         self.kind = kind_of(arguments)
         self.number = number
         self.name = f"{self.kind}-{number}"
@@ -143,7 +139,7 @@ class _Slot:
         self._socket = folder / "feed.sock"
         self._pid_file = folder / f"{self.name}.pid"
         self._arguments = arguments
-        self._on_change = on_change
+        self._changed = news
         self._inherit = inherit
         self._links: dict[int, Link] = {}
         self._news = asyncio.Event()
@@ -225,7 +221,7 @@ class _Slot:
             self.problem = problem
             if problem:
                 log.warning("%s", problem)
-            self._on_change()
+            self._changed.set()
 
     async def _gone(self) -> None:
         """Waits for the end of the process, a child or not."""

@@ -164,6 +164,10 @@ async def test_a_death_is_reported_with_its_last_words(world: World) -> None:
         await until(lambda: not world.report.replicas, "it is forgotten")
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Plane:
     """A worker in this process, which notes each Table it is given; it may be slow."""
 
@@ -172,8 +176,8 @@ class Plane:
         self._delay = delay
         hello = Hello("dns", 1, 1, "", "")
         follower = Follower(
-            folder / "workers/feed.sock", hello, update=self._update, problems=list[str], metrics=list
-        )  # fmt: skip
+            folder / "workers/feed.sock", hello, begin=_nothing, update=self._update, problems=list[str], metrics=list
+        )
         self.task = asyncio.create_task(follower.run())
 
     async def _update(self, table: Table, delta: TableDelta | None) -> None:
@@ -214,6 +218,7 @@ async def test_a_death_leaves_the_table_while_the_store_is_away(world: World) ->
         plane = Plane(world.settings.state)
         await world.plan("web-1-aaaa", "web-2-aaaa")
         await until(lambda: len(plane.endpoints()) == 2, "both are in the Table")
+        await world.until_state("web-1-aaaa", "ready")
         with world.store.away():
             world.runtime.end("web-1-aaaa")
             await until(lambda: plane.endpoints() == ["web-2-aaaa"], "the dead one has left")
@@ -270,9 +275,11 @@ async def test_a_killed_agent_is_followed_by_one_that_adopts(world: World) -> No
 async def test_another_agent_of_the_same_name_is_refused(world: World, tmp_path: Path) -> None:
     async with world.agent():
         await until(lambda: world.report.node, "the first has the node")
+        elsewhere = replace(world.settings, state=tmp_path / "other")
+        second = Agent(elsewhere, world.store, world.runtime, Workers(elsewhere.state / "workers", []))
         with pytest.raises(Held, match="another machine uses the same name"):
-            async with world.agent(replace(world.settings, state=tmp_path / "other")):
-                await asyncio.sleep(20)
+            await second.run()
+        await second.close()
         await world.plan("web-1-aaaa")
         await world.until_state("web-1-aaaa", "ready")
 

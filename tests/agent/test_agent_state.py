@@ -32,11 +32,11 @@ from mesh.agent_events import (
     Started,
     Tick,
     Unprobe,
-    Verdict,
     Withdraw,
     Withdrawn,
 )
 from mesh.agent_state import AgentState
+from mesh.health import Verdict
 from mesh.model import Assignment, NodePlan, ReplicaReport, ReplicaState, Want, may_follow
 from mesh.runtime import Instance, InstanceState
 
