@@ -71,8 +71,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def loopback_range(network: Network) -> ipaddress.IPv4Network:
     """The part of 127.0.0.0/8 that stands for a range of virtual IPs."""
-    second = network.network_address.packed[1]
-    return ipaddress.IPv4Network(f"127.{second}.0.0/{max(network.prefixlen, 16)}", strict=False)
+    first = loopback_vip(str(network.network_address), network)
+    return ipaddress.IPv4Network(f"{first}/{max(network.prefixlen, 16)}", strict=False)
 
 
 def loopback_vip(vip: str, network: Network) -> str:
