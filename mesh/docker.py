@@ -69,6 +69,7 @@ class DockerRuntime:
         self._address = address
         self._images: set[str] = set()  # seen on the engine
         self._fetching: dict[str, asyncio.Lock] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
         self._starts = asyncio.Semaphore(STARTS)
         self._pulls = asyncio.Semaphore(PULLS)
         self._died: set[str] = set()  # handles of containers whose death the engine may not list yet
@@ -146,21 +147,28 @@ class DockerRuntime:
     # ── starting ─────────────────────────────────────────────────────────────────────────────
 
     async def start(self, launch: Launch) -> Instance:
-        name = config.container_name(launch.assignment.id)
+        id = launch.assignment.id
         body = config.container(
             launch, node=self._node, root=self._root, published=self._published, address=self._address
         )
-        async with self._starts:
+        async with self._starting.setdefault(id, asyncio.Lock()), self._starts:
             try:
-                await self._engine.call(lambda api: api.create_container_from_config(body, name))
+                await self._engine.call(lambda api: api.create_container_from_config(body, config.container_name(id)))
             except NotThere as fault:
                 self._images.discard(str(launch.spec.image))
                 raise ImageMissing(f"image {launch.spec.image} is not on node {self._node}: {fault}") from fault
             except Conflict:
-                existing = self._instance(await self._ours(launch.assignment.id))
+                existing = await self._existing(id)
                 if existing.state is not InstanceState.CREATED:
                     return existing
-            return await self._start_created(name)
+            return await self._start_created(config.container_name(id))
+
+    async def _existing(self, id: str) -> Instance:
+        """The instance that has the name. The engine reserves a name before, and frees it after, the container is."""
+        try:
+            return self._instance(await self._ours(id))
+        except NotThere:
+            raise RuntimeUnavailable(f"the container of {id} is just being made or removed") from None
 
     async def _start_created(self, name: str) -> Instance:
         try:
@@ -202,9 +210,10 @@ class DockerRuntime:
         return True
 
     async def remove(self, id: str) -> None:
-        with suppress(NotThere, Conflict):  # a conflict: its removal is under way
+        with suppress(NotThere, Conflict):  # a conflict: it is not ours, or its removal is under way
             container = (await self._ours(id))["Id"]
             await self._engine.call(lambda api: api.remove_container(container, force=True, v=True))
+        self._starting.pop(id, None)
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────
 
@@ -301,12 +310,12 @@ class DockerRuntime:
         return details
 
     async def _ours(self, id: str) -> Mapping[str, Any]:
-        """What the engine says of our container for this replica. Raises `NotThere`, also if it is someone else's."""
+        """What the engine says of our container for this replica. Raises `NotThere`, `Conflict` if it is another's."""
         name = config.container_name(id)
         details = await self._inspect(name)
         marks = details["Config"]["Labels"] or {}
         if (marks.get("mesh.id"), marks.get("mesh.node"), marks.get("mesh.root")) != (id, self._node, self._root):
-            raise NotThere(
+            raise Conflict(
                 f"the name {name} is taken by a container that is not of this mesh and node; "
                 f"see `docker inspect {name}`, and rename or remove it"
             )

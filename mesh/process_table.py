@@ -72,12 +72,17 @@ class ProcessId:
 async def readable(descriptor: int) -> None:
     """Returns when there is something to read, or, on a pidfd, when the process has ended."""
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _settle, ready)
     try:
         await ready
     finally:
         loop.remove_reader(descriptor)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _reap(pid: int) -> None:
