@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-STYLES = {
+_STYLES = {
     "ready": "green", "active": "green", "idle": "green", "ok": "green",
     "running": "yellow", "starting": "yellow", "pulling": "yellow", "assigned": "yellow", "rolling": "yellow",
     "draining": "yellow", "warn": "yellow", "paused": "yellow", "pause": "yellow", "drain": "yellow",
@@ -15,8 +16,10 @@ STYLES = {
 """The colour of a word that stands alone in a cell."""
 
 _PREFIXES = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
-_ANSI = {"cyan": 36, "magenta": 35, "green": 32, "yellow": 33, "blue": 34, "red": 31, "bold": 1, "dim": 2,
+_ANSI = {"cyan": 36, "magenta": 35, "green": 32, "yellow": 33, "blue": 34, "red": 31,
          "bright_cyan": 96, "bright_magenta": 95, "bright_green": 92}  # fmt: skip
+_CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""ECMA-48 5.4: colours and the like."""
 
 
 def colours(stream: TextIO | None = None) -> bool:
@@ -35,19 +38,19 @@ def prefix_style(number: int) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` from elsewhere, without the control characters that would steer a terminal."""
+    """`text` from elsewhere, without what would steer a terminal."""
+    text = _CONTROL_SEQUENCE.sub("", text)
     return "".join(char if char.isprintable() or char in "\t\n" else "�" for char in text)
+
+
+def foreign(text: str) -> str:
+    """Somebody else's output: as it is when piped, `printable` on a terminal."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def say(text: str = "") -> None:
     """One line of a result."""
-    print(printable(text))
-
-
-def write(text: str) -> None:
-    """Somebody else's output, as it is when piped."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    print(printable(text), flush=True)
 
 
 def note(text: str) -> None:
@@ -67,7 +70,7 @@ def clear() -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -78,7 +81,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in ([column.upper() for column in columns], *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
 def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -91,7 +94,7 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column.upper(), overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     Console(highlight=False).print(table)
 
 

@@ -3,6 +3,7 @@
 Exit codes: 0 it worked, 1 it failed, 2 invalid input or usage, 130 interrupted.
 """
 
+import io
 import sys
 
 import typer
@@ -31,6 +32,9 @@ def _root(
 
 def main() -> None:
     """Runs the command that the arguments name; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows another
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 

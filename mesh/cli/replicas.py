@@ -51,5 +51,5 @@ async def exec(
     if json:
         console.print_json({"replica": replica, "code": answer.code, "output": answer.output})
     else:
-        console.write(answer.output)
+        print(console.foreign(answer.output), end="", flush=True)
     raise typer.Exit(answer.code)

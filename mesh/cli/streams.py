@@ -38,7 +38,7 @@ class Printer:
             print(json.dumps({"replica": replica, "line": text}, ensure_ascii=False), flush=True)
             return
         style = self._styles.setdefault(replica, console.prefix_style(len(self._styles)))
-        print(f"{console.paint(replica, style)} {console.printable(text)}", flush=True)
+        print(f"{console.paint(replica, style)} {console.foreign(text)}", flush=True)
 
 
 async def print_logs(mesh: Mesh, target: str, tail: int | None, printer: Printer) -> None:

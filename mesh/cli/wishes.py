@@ -4,15 +4,18 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mesh import console, status
 from mesh.cli.base import Failed, Mesh
-from mesh.spec import ServiceSpec
+from mesh.spec import ServiceSpec, parse_spec_json
 from mesh.spec_errors import SpecError
-from mesh.store import MAX_TXN_OPS, MAX_VALUE, Op
+from mesh.store import MAX_TXN_OPS, MAX_VALUE, Entry, Op
 from mesh.view import View
 
 _ATTEMPTS = 5
+
+_Item = TypeVar("_Item")
 
 
 async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
@@ -24,20 +27,21 @@ async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
     """
     bodies = {spec.name: _encoded(spec) for spec in specs}
     results: dict[str, str] = {}
-    for names in _batches(list(bodies), MAX_TXN_OPS):
+    for batch in _batches(specs, MAX_TXN_OPS):
         for _ in range(_ATTEMPTS):
+            there = (await mesh.store.list(mesh.keys.services)).entries
             operations = []
-            for name in names:
-                entry = await mesh.store.get(mesh.keys.service(name))
-                same = entry is not None and _same(entry.value, bodies[name])
-                results[name] = "created" if entry is None else "unchanged" if same else "changed"
-                if not same:
-                    index = entry.modify_index if entry else 0
-                    operations.append(Op("cas", mesh.keys.service(name), bodies[name], index=index))
+            for spec in batch:
+                key = mesh.keys.service(spec.name)
+                entry = there.get(key)
+                results[spec.name] = _result(spec, entry)
+                if results[spec.name] != "unchanged":
+                    operations.append(Op("cas", key, bodies[spec.name], index=entry.modify_index if entry else 0))
             if not operations or (await mesh.store.txn(operations)).ok:
                 break
         else:
-            raise Failed(f"{', '.join(names)}: others are writing them at the same time; try again")
+            names = ", ".join(spec.name for spec in batch)
+            raise Failed(f"{names}: others are writing them at the same time; try again")
     return results
 
 
@@ -48,16 +52,19 @@ def _encoded(spec: ServiceSpec) -> bytes:
     return body
 
 
-def _same(old: bytes, new: bytes) -> bool:
+def _result(spec: ServiceSpec, entry: Entry | None) -> str:
+    """What becomes of the key when the spec is written."""
+    if entry is None:
+        return "created"
     try:
-        return bool(json.loads(old) == json.loads(new))
-    except ValueError:
-        return False
+        return "unchanged" if parse_spec_json(entry.value, spec.name) == spec else "changed"
+    except SpecError:
+        return "changed"
 
 
-def _batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 async def remove(mesh: Mesh, names: Iterable[str]) -> None:

@@ -71,9 +71,15 @@ def agent(kv: Kv, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_logs_of_all_replicas_behind_their_ids(mesh: Mesh, agent: str) -> None:
     assert mesh("logs", "web").out.splitlines() == [
-        "web-1-aaaa web-1-aaaa begins", "web-1-aaaa �]0;title�café", "web-1-aaaa no line end",
-        "web-2-aaaa web-2-aaaa begins", "web-2-aaaa �]0;title�café", "web-2-aaaa no line end",
+        "web-1-aaaa web-1-aaaa begins", "web-1-aaaa \x1b]0;title\x07café", "web-1-aaaa no line end",
+        "web-2-aaaa web-2-aaaa begins", "web-2-aaaa \x1b]0;title\x07café", "web-2-aaaa no line end",
     ]  # fmt: skip
+
+
+def test_on_a_terminal_nobodys_output_steers_it(mesh: Mesh, agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert mesh("logs", "web-1-aaaa").out.splitlines()[1] == "web-1-aaaa �]0;title�café"
 
 
 def test_logs_of_one_replica_cut_short_as_json(mesh: Mesh, agent: str) -> None:

@@ -44,9 +44,13 @@ def test_apply_refuses_what_only_the_scheduler_can_tell(mesh: Mesh, kv: Kv, tmp_
     assert result.err.startswith("error: web.yaml:7: placement.constraints.0: ")
 
 
-def test_apply_reads_raw_keys_that_hold_the_same(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
+def test_apply_compares_meanings_with_what_others_wrote(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
     kv.put(kv.keys.service("web"), b"{ broken")
-    assert mesh("apply", *files(tmp_path, web=WEB)).out == "web: changed\n"
+    paths = files(tmp_path, web=WEB)
+    assert mesh("apply", *paths).out == "web: changed\n"
+    ports = {"http": {"port": 80, "protocol": "http", "target": None}}
+    kv.put(kv.keys.service("web"), {"image": "web:1", "replicas": 2, "ttl": "5000ms", "ports": ports})
+    assert mesh("apply", *paths).out == "web: unchanged\n"
 
 
 def test_more_services_than_one_transaction_takes(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
