@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_CONNECTIONS = 50_000
+"""Of clients, per worker; one more is reset."""
+
 
 class Context:
     """One per proxy."""
@@ -43,6 +46,11 @@ class Context:
         except ValueError:
             return False
         return any(address in network for network in self._trust)
+
+    @property
+    def full(self) -> bool:
+        """No further client can be served."""
+        return len(self.clients) + len(self.sessions) > MAX_CONNECTIONS
 
     def client_left(self, client: ClientConnection) -> None:
         self.clients.discard(client)

@@ -45,7 +45,11 @@ class TcpSession(asyncio.Protocol, Timed):
         self._context.sessions.add(self)
         self._backend.stats.connections += 1
         self._backend.stats.opened += 1
-        self._context.tasks.spawn(self._connect(), f"connect {self._backend.name}")
+        if self._context.full:
+            self._backend.stats.failed("too-many-connections")
+            self.end(reset=True)
+        else:
+            self._context.tasks.spawn(self._connect(), f"connect {self._backend.name}")
 
     def data_received(self, data: bytes) -> None:
         self._backend.stats.bytes_in += len(data)

@@ -77,6 +77,9 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.context.clients.add(self)
         self._site.stats.connections += 1
         self._site.stats.opened += 1
+        if self.context.full:
+            self._site.stats.failed("too-many-connections")
+            self.transport.abort()
         self.context.wheel.watch(self, self.context.wheel.now + self._site.idle_timeout)
 
     def data_received(self, data: bytes) -> None:

@@ -220,6 +220,20 @@ async def test_a_try_that_takes_too_long_goes_elsewhere_where_asked(mesh: Mesh) 
     assert (await client.answer())[1] == b"2"
 
 
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+async def test_one_client_too_many_is_reset(mesh: Mesh, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.proxy.context.MAX_CONNECTIONS", 2)
+    mesh.protocol = protocol
+    await mesh.add("web-1", answering(b"1"))
+    clients = [await mesh.dial() for _ in range(2)]
+    await until(lambda: mesh.count("connections") == 2, "two clients")
+    await (await mesh.dial()).closed()
+    for client in clients:
+        await client.send(GET)
+        assert (await client.answer())[1] == b"1"
+    assert mesh.count("upstream_failures", reason="too-many-connections") == 1
+
+
 async def test_a_connection_that_does_not_come_about(mesh: Mesh) -> None:
     """A full backlog: the kernel drops our SYN."""
     with socket.socket() as deaf:
