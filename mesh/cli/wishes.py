@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mesh import console, status
 from mesh.cli.base import Failed, Mesh
@@ -14,20 +13,21 @@ from mesh.store import MAX_TXN_OPS, MAX_VALUE, Entry, Op
 from mesh.view import View
 
 _ATTEMPTS = 5
-
-_Item = TypeVar("_Item")
+_TXN_BYTES = MAX_VALUE // 2
+"""Of values in one transaction: its body has Consul's limit for one value, and base64 takes a third more."""
 
 
 async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
-    """Writes what differs from what is there, all or nothing (per 64 services); `created`, `changed` or `unchanged`.
+    """Writes what differs from what is there; for each service `created`, `changed` or `unchanged`.
+
+    All or nothing, as far as one transaction goes: 64 services, or as many as have 256 KiB.
 
     Raises:
-        SpecError: if a spec is larger than the store takes.
         Failed: if others write the same services all the time.
     """
-    bodies = {spec.name: _encoded(spec) for spec in specs}
+    bodies = {spec.name: json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode() for spec in specs}
     results: dict[str, str] = {}
-    for batch in _batches(specs, MAX_TXN_OPS):
+    for batch in _batches(specs, bodies):
         for _ in range(_ATTEMPTS):
             there = (await mesh.store.list(mesh.keys.services)).entries
             operations = []
@@ -45,13 +45,6 @@ async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
     return results
 
 
-def _encoded(spec: ServiceSpec) -> bytes:
-    body = json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode()
-    if len(body) > MAX_VALUE:
-        raise SpecError([f"{spec.name}: the spec has {len(body)} bytes, the store takes {MAX_VALUE}"])
-    return body
-
-
 def _result(spec: ServiceSpec, entry: Entry | None) -> str:
     """What becomes of the key when the spec is written."""
     if entry is None:
@@ -62,15 +55,24 @@ def _result(spec: ServiceSpec, entry: Entry | None) -> str:
         return "changed"
 
 
-def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _batches(specs: Iterable[ServiceSpec], bodies: Mapping[str, bytes]) -> Iterator[list[ServiceSpec]]:
+    """As many at a time as one transaction takes."""
+    batch: list[ServiceSpec] = []
+    size = 0
+    for spec in specs:
+        if batch and (len(batch) == MAX_TXN_OPS or size + len(bodies[spec.name]) > _TXN_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(spec)
+        size += len(bodies[spec.name])
+    if batch:
+        yield batch
 
 
 async def remove(mesh: Mesh, names: Iterable[str]) -> None:
     keys = [key for name in names for key in (mesh.keys.service(name), mesh.keys.scale(name))]
-    for batch in _batches(keys, MAX_TXN_OPS):
-        result = await mesh.store.txn([Op("delete", key) for key in batch])
+    for start in range(0, len(keys), MAX_TXN_OPS):
+        result = await mesh.store.txn([Op("delete", key) for key in keys[start : start + MAX_TXN_OPS]])
         if not result.ok:
             raise Failed(f"the store refused: {'; '.join(result.errors)}")
 

@@ -54,7 +54,8 @@ def test_apply_compares_meanings_with_what_others_wrote(mesh: Mesh, kv: Kv, tmp_
 
 
 def test_more_services_than_one_transaction_takes(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
-    many = "---\n".join(f"name: s{number}\nimage: x\n" for number in range(150))
+    large = f"env: {{A: {'x' * 50_000}}}\n"
+    many = "---\n".join(f"name: s{number}\nimage: x\n{large if number < 10 else ''}" for number in range(150))
     assert mesh("apply", *files(tmp_path, many=many)).out.count(": created") == 150
     assert len(mesh("status", "--json").json) == 150
 
