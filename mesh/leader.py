@@ -96,16 +96,27 @@ class Scheduler:
         """Waits for the lead, leads until it is lost, and begins again."""
         who = f"mesh-scheduler {self._settings.name} {socket.gethostname()}:{os.getpid()}"
         value = msgspec.json.encode({"name": self._settings.name, "process": f"{socket.gethostname()}:{os.getpid()}"})
+        backoff = Backoff(1.0, 30.0)
         while True:
             async with lease.held(self._store, self._keys.leader, value, who, self._settings.session_ttl) as lock:
-                log.info("leads name=%s", self._settings.name)
-                self._counters.terms += 1
-                self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id)
-                try:
-                    await self._term.serve()
-                finally:
-                    self._term = None
+                well = await self._serve(lock)
             log.warning("leads no more name=%s", self._settings.name)
+            if not well:
+                await backoff.sleep()
+
+    async def _serve(self, lock: lease.Lock) -> bool:
+        """Leads until the lock is lost; False if it failed, and another may fare better."""
+        log.info("leads name=%s", self._settings.name)
+        self._counters.terms += 1
+        self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id)
+        try:
+            await self._term.serve()
+        except Exception:
+            log.exception("failed while leading name=%s", self._settings.name)
+            return False
+        finally:
+            self._term = None
+        return True
 
     @property
     def leads(self) -> bool:
@@ -180,6 +191,8 @@ class _Term:
             leading = tasks.spawn(self._lead(), "lead")
             lost = tasks.spawn(self._lock.lost(), "lock lost")
             await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
+            if leading.done():
+                leading.result()
         finally:
             await tasks.close()
 

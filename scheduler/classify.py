@@ -33,6 +33,10 @@ class Replica:
     def slot(self) -> Slot:
         return self.assignment.slot
 
+    def fits(self, hash: str) -> bool:
+        """Of that release, on a node that may keep it: it need not be replaced."""
+        return self.hash == hash and self.condition is not Condition.DRAINING
+
     def healthy(self, min_healthy: float, now: float) -> bool:
         """Ready for at least `min_healthy` seconds."""
         return self.ready and now >= self.since + min_healthy

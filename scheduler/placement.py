@@ -76,10 +76,13 @@ def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "s
     tallies = {node.name: _Tally(node) for node in nodes}
     feasible = _Feasibility(tallies)
     chosen: dict[int, str] = {}
+    full: set[tuple[int, str | None]] = set()  # what found no place: nodes only fill up, so its like will not either
     for position in sorted(range(len(requests)), key=lambda at: -requests[at].blueprint.spec.placement.priority):
         request = requests[position]
-        candidates = [tally for tally in feasible.of(request) if not tally.lacks(request)]
+        kind = (id(request.blueprint), request.only)
+        candidates = [] if kind in full else [tally for tally in feasible.of(request) if not tally.lacks(request)]
         if not candidates:
+            full.add(kind)
             continue
         packing = (request.blueprint.spec.placement.strategy or strategy) == "binpack"
         best = min(candidates, key=lambda tally: tally.rank(request, packing=packing))
@@ -155,6 +158,7 @@ class _Feasibility:
         self._tallies = tallies
         self._refused: dict[int, dict[str, str]] = {}
         self._allowed: dict[int, list[_Tally]] = {}
+        self._reasons: dict[tuple[int, str | None], list[str]] = {}
 
     def of(self, request: Request) -> list[_Tally]:
         """The nodes that may be asked for room."""
@@ -169,6 +173,12 @@ class _Feasibility:
 
     def reasons(self, request: Request) -> list[str]:
         """Why no node will do, after everything else has been placed."""
+        key = (id(request.blueprint), request.only)
+        if key not in self._reasons:
+            self._reasons[key] = self._sentences(request)
+        return self._reasons[key]
+
+    def _sentences(self, request: Request) -> list[str]:
         if request.only is not None and request.only not in self._tallies:
             return [f"its volumes are on {request.only}, which is unknown" if request.blueprint.spec.volumes
                     else f"there is no node {request.only}"]  # fmt: skip

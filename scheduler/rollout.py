@@ -54,16 +54,18 @@ class Manner:
     may: Allowance
     may_move: Allowance  # off a drained node, where a static port is in nobody's way
     immovable: bool  # its volumes are where they are
+    nothing_to_lose: bool  # no release has been good yet: what is not ready makes way at once
     min_healthy: float
 
 
-def manner(newest: Blueprint, in_play: Collection[Blueprint], desired: int) -> Manner:
+def manner(newest: Blueprint, in_play: Collection[Blueprint], desired: int, *, nothing_to_lose: bool) -> Manner:
     """The newest release sets the pace; what forbids two replicas side by side counts for any release in play."""
     update = newest.spec.update
     return Manner(
         may=allowance(update, desired, stop_first=any(one.stop_first for one in in_play)),
         may_move=allowance(update, desired, stop_first=any(one.spec.singleton for one in in_play)),
         immovable=any(one.spec.volumes for one in in_play),
+        nothing_to_lose=nothing_to_lose,
         min_healthy=update.min_healthy,
     )
 

@@ -82,14 +82,14 @@ class Decision:
         for seat in seats[before.desired :]:
             vacated.setdefault(seat.slot, self._size_cause(wish))
         blueprint = self._advance_rollout(seats)
-        manner = rollout.manner(blueprint, self._in_play(blueprint), len(seats))
+        base = releases.last_good(self.plan)
+        manner = rollout.manner(blueprint, self._in_play(blueprint), len(seats), nothing_to_lose=base is None)
         self._choose_goals(seats, manner)
         moves = self._settle(seats, manner, vacated)
         leaving = retire(surplus, seats, self._size_cause(wish), all_at_once=blueprint.spec.kind == "global")
         moves.stop.update(leaving.stop)
         self._carry_out(buckets, moves)
         self._forget_old_failures(seats, blueprint)
-        base = releases.last_good(self.plan)
         self.plan = releases.publish(self.plan, blueprint, blueprint_of(self.plan.service, base) if base else None)
 
     def _update(self, **fields: object) -> None:
@@ -201,14 +201,7 @@ class Decision:
         if plan.rollout.state is RolloutState.IDLE or base is None:
             self._goal = {seat.slot: target for seat in seats}
             return
-        inside = rollout.admitted(
-            seats,
-            plan.rollout,
-            target,
-            self._tried(target.hash),
-            manner,
-            self._now,
-        )
+        inside = rollout.admitted(seats, plan.rollout, target, self._tried(target.hash), manner, self._now)
         numbered = {release.number: release for release in plan.releases}
         for seat in seats:
             best = seat.best()
@@ -219,14 +212,7 @@ class Decision:
         plan, now = self.plan, self._now
         tried = {release.hash: self._tried(release.hash) for release in self._goal.values()}
         retry_at = {slot: backoff.retry_at(tried[goal.hash].get(str(slot)), now) for slot, goal in self._goal.items()}
-        rules = Rules(
-            goal=self._goal,
-            manner=manner,
-            retry_at=retry_at,
-            vacated_by=vacated,
-            now=now,
-        )
-        moves = settle(seats, rules)
+        moves = settle(seats, Rules(self._goal, manner, retry_at, vacated, now))
         for slot, cause in moves.fill.items():
             self._cause[slot] = cause
             failed = plan.slots.get(str(slot))
@@ -262,7 +248,7 @@ class Decision:
                     assignment = msgspec.structs.replace(assignment, want=Want.STOP, cause=cause)
                     self._story.tell("stopping", f"{replica.id} on {replica.node}", cause)
                 goal = self._goal.get(replica.slot)
-                if assignment.want is Want.STOP or goal is None or not _stays(replica, goal):
+                if assignment.want is Want.STOP or goal is None or not replica.fits(goal.hash):
                     self.outgoing.add(replica.id)
                 self.kept.append((replica.node, assignment))
 
@@ -309,15 +295,8 @@ class Decision:
                 pins[str(slot)] = answer.node
         pending = [Pending(slot=slot, reasons=self._pending[slot]) for slot in sorted(self._pending, key=_order)]
         self._update(pending=pending[:MAX_PENDING], pins=pins)
-        self.plan = self._story.added_to(self._pruned())
-
-    def _pruned(self) -> ServicePlan:
         in_use = {assignment.release for _, assignment in self.kept}
-        return releases.prune(self.plan, in_use)
-
-
-def _stays(replica: Replica, goal: Release) -> bool:
-    return replica.hash == goal.hash and replica.condition is not Condition.DRAINING
+        self.plan = self._story.added_to(releases.prune(self.plan, in_use))
 
 
 def _belongs(host: Host, blueprint: Blueprint, buckets: Buckets) -> bool:

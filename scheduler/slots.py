@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
-from mesh.scheduler.hosts import Condition
 from mesh.scheduler.rollout import Manner
 
 
@@ -45,8 +44,8 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     replaceable: list[tuple[Seat, Replica]] = []
     for seat in seats:
         goal = rules.goal[seat.slot].hash
-        fresh = sorted((replica for replica in seat.live if _is_fresh(replica, goal)), key=keep_first)
-        outdated = sorted((replica for replica in seat.live if not _is_fresh(replica, goal)), key=keep_first)
+        fresh = sorted((replica for replica in seat.live if replica.fits(goal)), key=keep_first)
+        outdated = sorted((replica for replica in seat.live if not replica.fits(goal)), key=keep_first)
         moves.stop.update((extra.id, "its slot is taken") for extra in (*fresh[1:], *outdated[1:]))
         if fresh and (outdated or seat.suspect):
             if fresh[0].healthy(manner.min_healthy, now):
@@ -64,12 +63,14 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
         goes_away = old.hash == rules.goal[seat.slot].hash
         may = manner.may_move if goes_away else manner.may
         cause = f"drain of {old.node}" if goes_away else rules.goal[seat.slot].cause
+        serves_nobody = manner.nothing_to_lose and not old.ready
+        is_spare = available > len(seats) - may.unavailable or (not old.ready and may.unavailable > 0)
         if goes_away and manner.immovable:
             moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
-        elif surging < may.surge:
+        elif surging < may.surge and not serves_nobody:
             surging += 1
             _begin(seat, cause, rules, moves)
-        elif may.unavailable and (not old.ready or available > len(seats) - may.unavailable):
+        elif serves_nobody or is_spare:
             available -= old.healthy(manner.min_healthy, now)
             moves.stop[old.id] = cause
             if may.surge:
@@ -77,10 +78,6 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             else:
                 moves.wait[seat.slot] = f"waits until {old.id} has stopped"
     return moves
-
-
-def _is_fresh(replica: Replica, goal: str) -> bool:
-    return replica.hash == goal and replica.condition is not Condition.DRAINING
 
 
 def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
+import pytest
 
 from mesh import lease
 from mesh.keys import Keys
@@ -195,6 +196,19 @@ async def test_a_leader_that_slept_cannot_write() -> None:
         assert not result.ok
     assert await node_plan(store) is None
     await lock.release()
+
+
+async def test_a_mistake_of_ours_gives_the_lead_to_whoever_fares_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+    await add_node(store)
+    await wish(store, replicas=1)
+    first, second = scheduler(store, "s1"), scheduler(store, "s2")
+    monkeypatch.setattr(first, "_new_id", None)
+    async with running(first):
+        await until(lambda: first.leads)
+        async with running(second):
+            await until(has_replicas(store, 1))
+            assert second.leads
 
 
 async def test_a_plan_of_a_newer_version_is_left_alone() -> None:

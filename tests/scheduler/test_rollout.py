@@ -163,6 +163,15 @@ def test_the_first_release_has_nothing_to_go_back_to_and_keeps_trying() -> None:
     assert state(world) == (RolloutState.IDLE, 1)
 
 
+def test_a_first_release_that_never_got_ready_makes_way_for_the_next_at_once() -> None:
+    world = World(2)
+    world.behave["web:1"] = Behaviour(ready_after=None)
+    world.apply(replicas=6)
+    world.run(20)
+    world.apply(image="web:2", replicas=6)
+    assert world.run_until(lambda: len(world.ready()) == 6) < 2
+
+
 def test_a_rollback_is_never_rolled_back() -> None:
     world, _ = running(2)
     world.behave["web:2"] = Behaviour(ready_after=None)
