@@ -74,6 +74,7 @@ class Backend:
         self.port = port
         self.tag = tag
         self.name = f"{service}.{port}"
+        self.host = service.encode()  # stands in for a Host that a client did not send
         self.stats = stats or Stats()
         self.policy = Policy()
         self.problems: list[str] = []

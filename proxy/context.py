@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mesh.aio import Tasks
 from mesh.proxy.backend import Upstream
-from mesh.proxy.timers import NEVER, Wheel
+from mesh.proxy.timers import Wheel
 from mesh.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ class Context:
     async def _connect(self, exchange: Exchange, upstream: Upstream) -> None:
         limit = exchange.backend.policy.connect_timeout
         try:
-            async with asyncio.timeout(limit if limit < NEVER else None):
+            async with asyncio.timeout(limit):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: UpstreamConnection(upstream, self.wheel), upstream.address, upstream.port
                 )
         except TimeoutError:
-            exchange.connect_failed(upstream, f"no connection within {limit:g} s")
+            exchange.connect_failed(upstream, f"no connection within {limit:g} s" if limit else "no connection")
         except OSError as error:
             exchange.connect_failed(upstream, error.strerror or str(error))
         else:

@@ -89,7 +89,7 @@ class TcpSession(asyncio.Protocol, Timed):
             upstream.in_flight += 1
             tries += 1
             try:
-                async with asyncio.timeout(policy.connect_timeout if policy.connect_timeout < NEVER else None):
+                async with asyncio.timeout(policy.connect_timeout):
                     _, relay = await asyncio.get_running_loop().create_connection(
                         lambda: Relay(self), upstream.address, upstream.port
                     )

@@ -22,7 +22,7 @@ class Policy:
 
     balance: str = "least-request"
     timeout: float = 15.0  # from the whole request to the head of its response, all tries together
-    connect_timeout: float = 1.0
+    connect_timeout: float | None = 1.0  # None: for as long as the kernel tries
     idle_timeout: float = 300.0  # of a body, tunnel or connection on which nothing moves
     retries: int = 2
     retry_on: frozenset[str | int] = field(default=RETRY_ON)
@@ -55,7 +55,7 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
     policy = Policy(
         balance=read(traffic, "balance", _balance, default.balance),
         timeout=read(traffic, "timeout", _limit, default.timeout),
-        connect_timeout=read(traffic, "connect_timeout", _limit, default.connect_timeout),
+        connect_timeout=read(traffic, "connect_timeout", _connect_limit, default.connect_timeout),
         idle_timeout=read(traffic, "idle_timeout", _limit, default.idle_timeout),
         retries=read(retries, "attempts", _count, default.retries),
         retry_on=read(retries, "on", _reasons, default.retry_on),
@@ -68,6 +68,10 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
 def _limit(value: object) -> float:
     """Seconds; 0 is none at all."""
     return parse_duration(value) or math.inf
+
+
+def _connect_limit(value: object) -> float | None:
+    return parse_duration(value) or None
 
 
 def _balance(value: object) -> str:

@@ -41,7 +41,7 @@ class Wheel:
         self._ticks = 0
         self._filed = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._now = time.monotonic()
+        self._turn(time.monotonic())
 
     @property
     def now(self) -> float:
@@ -51,10 +51,16 @@ class Wheel:
     def watch(self, timed: Timed, deadline: float) -> None:
         """Sets `timed`'s deadline. One that only moves later may be assigned directly."""
         timed.deadline = deadline
+        if timed._look != NEVER and deadline >= self._horizon:
+            return  # a look comes before that anyway
         if self._timer is None:
-            self._now = time.monotonic()
+            self._turn(time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
         self._file(timed)
+
+    def _turn(self, now: float) -> None:
+        self._now = now
+        self._horizon = now + SLOTS * TICK
 
     def close(self) -> None:
         if self._timer is not None:
@@ -70,7 +76,8 @@ class Wheel:
             self._filed += 1
 
     def _tick(self) -> None:
-        now = self._now = time.monotonic()
+        now = time.monotonic()
+        self._turn(now)
         self._ticks += 1
         slot = self._ticks % SLOTS
         due, self._ring[slot] = self._ring[slot], []
