@@ -16,9 +16,11 @@ from mesh import model
 from mesh.keys import Keys
 from mesh.spec import ServiceSpec, parse_spec_json
 from mesh.spec_errors import SpecError
-from mesh.store import Entry
 from mesh.strict_json import DocumentError, parse_json
 from mesh.table import TableRoute
+
+if TYPE_CHECKING:  # a picture of the store needs no store
+    from mesh.store import Entry
 from mesh.units import shown
 
 
