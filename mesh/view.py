@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -18,10 +18,10 @@ from mesh.spec import ServiceSpec, parse_spec_json
 from mesh.spec_errors import SpecError
 from mesh.strict_json import DocumentError, parse_json
 from mesh.table import TableRoute
+from mesh.units import shown
 
 if TYPE_CHECKING:  # a picture of the store needs no store
     from mesh.store import Entry
-from mesh.units import shown
 
 
 @dataclass(frozen=True, slots=True)
