@@ -23,6 +23,7 @@ def json_schema() -> dict[str, Any]:
         parts[part]["oneOf"] = [{"required": [kind]} for kind in kinds]
     schema["properties"]["name"] |= {"pattern": _LABEL, "maxLength": MAX_NAME, "examples": ["web"]}
     schema["properties"]["image"]["examples"] = ["guestbook-web:1.4"]
+    schema["properties"]["env"]["additionalProperties"]["anyOf"][0]["type"] = ["string", "number"]
     schema["properties"]["tags"]["items"]["pattern"] = _LABEL
     schema["anyOf"] = [{"required": ["image"]}, {"required": ["command"]}]
     _tidy(schema)

@@ -27,16 +27,32 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_CONNECTION = "Connection"
+
 StoreAddress = Annotated[
     str | None,
     typer.Option(
-        "--store", metavar="URL", help="The store; default: MESH_STORE, CONSUL_HTTP_ADDR, a running mesh dev."
+        "--store",
+        metavar="URL",
+        help="The store; default: MESH_STORE, CONSUL_HTTP_ADDR, a running mesh dev.",
+        rich_help_panel=_CONNECTION,
     ),
 ]
-TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File that holds the store's ACL token.")]
-Root = Annotated[str | None, typer.Option("--root", help="Prefix of all keys; default: MESH_ROOT, mesh.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File that holds the store's ACL token.", rich_help_panel=_CONNECTION),
+]
+Root = Annotated[
+    str | None,
+    typer.Option("--root", help="Prefix of all keys; default: MESH_ROOT, mesh.", rich_help_panel=_CONNECTION),
+]
 Config = Annotated[
-    Path | None, typer.Option("--config", help="Config file (TOML); default: ~/.config/mesh, /etc/mesh/config.toml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Config file (TOML); default: ~/.config/mesh, /etc/mesh/config.toml.",
+        rich_help_panel=_CONNECTION,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

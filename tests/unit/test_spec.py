@@ -273,7 +273,7 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
                    part({"http": paths, "port": st.sampled_from(sound)}, start=durations)]  # fmt: skip
     memory = draw(st.integers(1, 2**40))
     return draw(part(
-        {"name": labels, "image": labels},
+        {"name": labels, "image": labels, "ports": st.just(ports)},
         command=st.lists(texts, max_size=3).map(lambda words: ["run", *words]),
         env=st.dictionaries(st.text(string.ascii_letters, min_size=1), texts | st.fixed_dictionaries({"secret": labels})
                             | st.fixed_dictionaries({"config": labels}), max_size=3),
@@ -281,7 +281,6 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
         tags=st.lists(labels, max_size=3, unique=True),
         resources=part({"memory": st.just(memory)}, cpu=st.integers(0, 1000).map("{}m".format), gpu=st.integers(0, 8)),
         limits=st.just({}) if memory < 2**26 else part(memory=st.just(memory * 2)),
-        ports=st.just(ports),
         health=part(ready=st.one_of(probes), alive=st.one_of(probes)),
         placement=part(strategy=st.sampled_from(["spread", "binpack"]), constraints=st.lists(texts, max_size=2),
                        affinities=st.lists(part({"service": labels}, weight=st.integers(-100, 100)), max_size=2),
