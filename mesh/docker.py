@@ -87,9 +87,10 @@ class DockerRuntime:
 
     async def instances(self) -> list[Instance]:
         filters = {"label": [f"mesh.node={self._node}", f"mesh.root={self._root}"]}
+        died = set(self._died)  # those who die from now on may be dropped by the next listing, not by this one
         entries = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
         found = [config.listed(entry, published=self._published, address=self._address) for entry in entries]
-        self._died &= {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
+        self._died -= died - {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
         whole = await asyncio.gather(*(self._in_full(instance) for instance in found))
         return [instance for instance in whole if instance]
 
