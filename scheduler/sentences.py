@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mesh.model import ReplicaReport
 
 MAX_NAMED = 5
+MAX_MESSAGE = 160
 
 
 def listed(things: Sequence[str], most: int = MAX_NAMED) -> str:
@@ -16,15 +17,15 @@ def listed(things: Sequence[str], most: int = MAX_NAMED) -> str:
 
 
 def ending(report: ReplicaReport | None) -> str:
-    """How a replica ended: ` (exit 1: no such file)`."""
-    if report is None:
+    """How a replica ended: ` (exited with code 1: no such file)`."""
+    if report is None or not (report.message or report.exit):
         return ""
-    parts: list[str] = []
+    how = " ".join(report.message.split())[:MAX_MESSAGE]
     if report.exit is not None:
-        parts.append("out of memory" if report.exit.oom else f"exit {report.exit.code}")
-    if report.message:
-        parts.append(" ".join(report.message.split())[:160])
-    return f" ({': '.join(parts)})" if parts else ""
+        how = how or f"exit {report.exit.code}"
+        if report.exit.oom and "memory" not in how:
+            how = f"out of memory: {how}"
+    return f" ({how})"
 
 
 def size_text(size: int) -> str:

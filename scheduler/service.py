@@ -89,7 +89,7 @@ class Decision:
         leaving = retire(surplus, seats, self._size_cause(wish), all_at_once=blueprint.spec.kind == "global")
         moves.stop.update(leaving.stop)
         self._carry_out(buckets, moves)
-        self._forget_old_failures(seats, blueprint)
+        self._forget_old_failures(blueprint)
         self.plan = releases.publish(self.plan, blueprint, blueprint_of(self.plan.service, base) if base else None)
 
     def _update(self, **fields: object) -> None:
@@ -252,12 +252,14 @@ class Decision:
                     self.outgoing.add(replica.id)
                 self.kept.append((replica.node, assignment))
 
-    def _forget_old_failures(self, seats: Sequence[Seat], blueprint: Blueprint) -> None:
-        """Failures are remembered until a slot has been well for long, or is no more."""
-        slots = {str(seat.slot) for seat in seats}
+    def _forget_old_failures(self, blueprint: Blueprint) -> None:
+        """A slot's failures count until it has been well for long, has another goal, or is no more."""
+        hashes = {release.number: release.hash for release in self.plan.releases}
+        goals = {str(slot): goal.hash for slot, goal in self._goal.items()}
         self._update(slots={
             slot: state for slot, state in self.plan.slots.items()
-            if slot in slots and not backoff.is_over(state, blueprint.spec.restart, self._now)
+            if slot in goals and hashes.get(state.release) == goals[slot]
+            and not backoff.is_over(state, blueprint.spec.restart, self._now)
         })  # fmt: skip
 
     def take_vip(self, vip: str | None, why_none: str) -> None:

@@ -247,7 +247,7 @@ def test_a_killed_replica_is_replaced_at_once_in_its_slot_on_another_node() -> N
     assert world.run_until(lambda: len(world.ready()) == 2) < 1
     assert [report.slot for report in world.running()] == [1, 2]
     assert world.node_of(world.ready()[0]) != node
-    assert any("failed: web-1-0000 on n1 (out of memory)" in event for event in world.events())
+    assert any("failed: web-1-0000 on n1 (out of memory: exit 137)" in event for event in world.events())
     assert world.plans["web"].events[-1].cause == "web-1-0000 failed"
 
 

@@ -114,6 +114,7 @@ def test_a_crash_loop_is_rolled_back_too_and_touches_one_slot_only() -> None:
     world.run_until(lambda: len(world.plans["web"].releases) == 3, within=40)
     world.settle()
     assert floor.ready == 3
+    assert not world.plans["web"].slots, "the failures of a release that is gone are forgotten"
     failed = [event for event in world.events() if event.startswith("failed")]
     assert failed
     assert all("web-1-" in event for event in failed)
