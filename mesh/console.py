@@ -75,13 +75,17 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Rows under their columns; an empty cell shows as `-`."""
-    cells = [[printable(str(cell)) if cell not in (None, "") else "-" for cell in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     if colours():
         _rich_table(columns, cells)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in ([column.upper() for column in columns], *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+
+
+def _cell(value: object) -> str:
+    return " ".join(printable(str(value)).split()) or "-" if value is not None else "-"
 
 
 def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

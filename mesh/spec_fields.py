@@ -148,7 +148,7 @@ Attempts = Annotated[int, *_whole(0, 10)]
 Weight = Annotated[int, *_whole(-100, 100)]
 Priority = Annotated[int, *_whole(0, 100)]
 Number = Annotated[float, *_number(0, 1e12)]
-Fraction = Annotated[float, *_number(0, 1)]
+Ratio = Annotated[float, *_number(0, 1)]
 Status = Annotated[int, *_whole(400, 599)]
 
 Text = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_without_nul), Field(max_length=128 * 1024)]

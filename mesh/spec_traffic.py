@@ -8,11 +8,11 @@ from mesh.spec_fields import (
     Attempts,
     Count,
     Duration,
-    Fraction,
     HashOf,
     Number,
     Part,
     Positive,
+    Ratio,
     Share,
     Status,
     one_sentence,
@@ -50,7 +50,7 @@ class Breaker(Part):
 
     consecutive: Positive = 5
     """Failures in a row that eject a replica."""
-    success_ratio: Fraction = 0.8
+    success_ratio: Ratio = 0.8
     """A lower share of successes within `window` ejects it too."""
     window: Duration = 10.0
     """Over which the ratio is taken."""

@@ -136,7 +136,8 @@ class Agents:
 
     async def exec(self, view: View, replica: ReplicaStatus, command: list[str], timeout: float) -> ExecAnswer:
         body = {"command": command, "timeout": timeout}
-        async with self._asked("POST", view, replica, "exec", json=body) as response:
+        longest = aiohttp.ClientTimeout(total=timeout + _CONNECT_TIMEOUT, sock_connect=_CONNECT_TIMEOUT)
+        async with self._asked("POST", view, replica, "exec", json=body, timeout=longest) as response:
             return msgspec.json.decode(await response.read(), type=ExecAnswer)
 
     @contextlib.asynccontextmanager
@@ -150,7 +151,7 @@ class Agents:
         headers = {"Authorization": f"Bearer {token}"} if (token := self._sources.admin_token(admin)) else {}
         url = f"{admin}/v1/replicas/{quote(replica.id, safe='')}/{verb}"
         try:
-            async with self._http.request(method, url, headers=headers, **more) as response:
+            async with self._http.request(method, url, headers=headers, allow_redirects=False, **more) as response:
                 if response.status != 200:
                     sentence = (await response.content.read(2000)).decode(errors="replace").strip()
                     raise Failed(f"{replica.id}: the agent of {replica.node} says: {sentence or response.reason}")

@@ -56,7 +56,7 @@ def cluster(kv: Kv) -> Kv:
         replicas=[ReplicaReport(id="web-1-aaaa", service="web", slot=1, release=3, state=ReplicaState.READY,
                                 since=now - 120, address="10.0.0.1", ports={"http": 31001}),
                   ReplicaReport(id="web-2-bbbb", service="web", slot=2, release=3, state=ReplicaState.FAILED,
-                                since=now - 30, message="exit 1: no such file")],
+                                since=now - 30, message="exit 1: no\nsuch   file")],
     ))  # fmt: skip
     return kv
 
