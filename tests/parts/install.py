@@ -197,6 +197,14 @@ def docker_engine() -> Iterator[Mapping[str, str]]:
         finally:
             engine.terminate()
             engine.wait(30)
+            _unmount_below(folder)
+
+
+def _unmount_below(folder: str) -> None:
+    """What an engine that could not end in order has left mounted."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in sorted((point for point in points if point.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", "--lazy", point], capture_output=True)
 
 
 def _start_engine(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -235,7 +243,8 @@ def _network_as_it_was() -> Iterator[None]:
         if not had_bridge:
             subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True)
         subprocess.run(["iptables-restore"], input=EMPTY_TABLES + rules, capture_output=True)
-        forward.write_text(forwarding)
+        if forward.read_text() != forwarding:
+            forward.write_text(forwarding)
 
 
 if __name__ == "__main__":
