@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,9 +62,14 @@ class Cluster:
         return process
 
     def stop(self) -> None:
+        """Ends the processes, and the workers that an agent leaves to serve on."""
+        workers = family(self.agent.pid) - {self.agent.pid}
         for process in reversed(self._processes):
             process.terminate()
             process.wait(30)
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     # ── the store ────────────────────────────────────────────────────────────────────────────
 
@@ -125,20 +130,26 @@ def cluster(folder: Path, runtime: str = "docker") -> Iterator[Cluster]:
             running.stop()
 
 
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the state on (proc(5)); empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def family(pid: int) -> set[int]:
+    """A process and all its descendants."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for file in files for child in file.read_text().split()]
+    return {pid}.union(*map(family, children))
+
+
 def usage(process: subprocess.Popen[bytes]) -> tuple[float, float]:
     """Resident memory (MiB) and CPU seconds so far, of a process and all its descendants."""
-    family = {process.pid}
-    stats = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = file.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        stats[int(file.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]), int(fields[21]))
-    while more := {pid for pid, (parent, *_) in stats.items() if parent in family} - family:
-        family |= more
-    ticks = sum(stats[pid][1] for pid in family if pid in stats)
-    pages = sum(stats[pid][2] for pid in family if pid in stats)
+    stats = [stat for stat in map(_stat, family(process.pid)) if stat]
+    ticks = sum(int(stat[11]) + int(stat[12]) for stat in stats)
+    pages = sum(int(stat[21]) for stat in stats)
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, ticks / os.sysconf("SC_CLK_TCK")
 
 
