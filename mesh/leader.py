@@ -101,7 +101,9 @@ class Scheduler:
             async with lease.held(self._store, self._keys.leader, value, who, self._settings.session_ttl) as lock:
                 well = await self._serve(lock)
             log.warning("leads no more name=%s", self._settings.name)
-            if not well:
+            if well:
+                backoff.reset()
+            else:
                 await backoff.sleep()
 
     async def _serve(self, lock: lease.Lock) -> bool:
@@ -244,11 +246,13 @@ class _Term:
         outcome = reconcile(view, self._clock(), self._new_id, self._memory, keys=self._keys)
         self._counters.reconciles += 1
         self._counters.seconds += time.perf_counter() - started
-        self._tell(view, outcome)
+        self._warn(view, outcome)
         self.outcome, self._memory, self.problems = outcome, outcome.memory, view.problems
         for ops in transactions(outcome, view, self._keys):
             if not await self._commit(ops):
                 return False
+        for service, plan in outcome.services.items():
+            _tell(view.plans.get(service), plan)
         return True
 
     def _view(self) -> View:
@@ -257,15 +261,11 @@ class _Term:
             entries.update(listing.entries)
         return self._reader.read(entries, max(listing.index for listing in self._read.values()))
 
-    def _tell(self, view: View, outcome: Outcome) -> None:
+    def _warn(self, view: View, outcome: Outcome) -> None:
         for problem in sorted({*view.problems, *outcome.faults} - {*self.problems, *self.outcome.faults}):
             log.warning("cannot use a document, the last good one stays: %s", problem)
         if outcome.frozen != self.outcome.frozen:
             log.warning("%s", outcome.frozen or "replacement goes on")
-        for service, plan in outcome.services.items():
-            told = len(view.plans[service].events) if service in view.plans else 0
-            for event in plan.events[told:]:
-                log.info("service=%s %s%s", service, event.text, f" cause={event.cause!r}" if event.cause else "")
 
     async def _commit(self, ops: Sequence[Op]) -> bool:
         result = await self._store.txn([self._lock.fence(), *ops])
@@ -278,6 +278,14 @@ class _Term:
         entries.update((entry.key, entry) for entry in result.entries)
         self._read[self._keys.planned] = Listing(planned.index, entries)
         return True
+
+
+def _tell(before: ServicePlan | None, plan: ServicePlan) -> None:
+    """Logs what is new in a service's story."""
+    known = before.events if before else []
+    for event in plan.events:
+        if event not in known:
+            log.info("service=%s %s%s", plan.service, event.text, f" cause={event.cause!r}" if event.cause else "")
 
 
 def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]:

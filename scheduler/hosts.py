@@ -100,8 +100,9 @@ def _standing(replica: ReplicaReport, before: Standing | None, placed: float, no
 def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys) -> Hosts:
     """The condition of every node.
 
-    If more than half of two or more nodes vanish together, none of them is given up: the store, or the way to it,
-    is the likelier culprit. When enough of them are back, the others have the whole grace again.
+    If more than half of the nodes vanish together, none of them is given up: the store, or the way to it, is the
+    likelier culprit; and where no node is left, giving up would stop on its return what nobody had replaced.
+    When enough of them are back, the others have the whole grace again.
     """
     suspects = _suspects(view, memory.gone)
     prefix = keys.observed_nodes
@@ -133,10 +134,12 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
 def _brake(view: View, suspects: Collection[str]) -> str:
     """Why no node may be given up now. A node that is drained was expected to go."""
     silent = sorted(node for node in suspects if view.settings.get(node, NodeSettings()).availability != "drain")
-    known = len(silent) + sum(1 for node in view.nodes.values() if node.held)
-    if known < 2 or 2 * len(silent) <= known:
+    living = sum(1 for node in view.nodes.values() if node.held)
+    if len(silent) <= living:
         return ""
-    return f"replacement is frozen: {len(silent)} of {known} nodes vanished together ({listed(silent)})"
+    if not living:
+        return f"replacement is frozen: no node answers ({listed(silent)})"
+    return f"replacement is frozen: {len(silent)} of {len(silent) + living} nodes vanished together ({listed(silent)})"
 
 
 def _suspects(view: View, gone: Mapping[str, float]) -> dict[str, float]:

@@ -30,6 +30,8 @@ from mesh.view import View
 
 NO_MEMORY = Memory()
 
+MAX_FAULT = 300
+
 MAX_SLOT_LABEL = 63 - MAX_NAME - len("--6f3a")
 """So that a replica's id remains one DNS label."""
 
@@ -103,7 +105,7 @@ class _Untouched:
 
 def _untouched(given: Input, error: str = "") -> _Untouched:
     plan = msgspec.structs.replace(given.plan, errors=[error]) if error else given.plan
-    return _Untouched(plan, [(replica.node, replica.assignment) for replica in given.replicas])
+    return _Untouched(plan, [(replica.node, replica.assignment) for replica in given.replicas if replica.planned])
 
 
 def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
@@ -111,7 +113,8 @@ def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
     try:
         return Decision(given)
     except Exception as error:
-        fault = f"this service could not be decided on and stays as it is: {type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}"[:MAX_FAULT]
+        fault = f"this service could not be decided on and stays as it is: {what}"
         faults.append(f"{given.plan.service}: {fault}")
         return _untouched(given, fault)
 

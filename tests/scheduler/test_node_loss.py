@@ -116,14 +116,15 @@ def test_one_of_two_nodes_may_be_lost() -> None:
     assert world.spread() == {"n1": 2}
 
 
-def test_the_only_node_that_is_lost_leaves_everything_pending() -> None:
+def test_the_only_node_is_waited_for_and_keeps_what_it_runs() -> None:
     world = running(1, 2)
-    world.lose("n1")
-    world.run(10)
-    assert world.spread() == {}
-    assert world.plans["web"].pending[0].reasons == ["n1: does not answer"]
+    before = world.ready()
+    world.lose("n1", kill=False)
+    world.run(600)
+    assert world.plans["web"].pending[0].reasons == ["replacement is frozen: no node answers (n1)"]
     world.bring_back("n1")
     world.settle()
+    assert world.ready() == before
 
 
 def test_a_node_whose_document_was_removed_is_given_up_and_forgotten() -> None:
