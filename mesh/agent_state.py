@@ -126,6 +126,7 @@ class AgentState:
     _plan: NodePlan | None = None
     _seen: bool = False  # the first listing has come: until then nothing is begun
     _specs: dict[str, ServiceSpec] = field(default_factory=dict)
+    _forgotten: dict[str, float] = field(default_factory=dict)  # id → ticks; a listing asked before may still show it
 
     def handle(self, event: Event, now: Moment) -> list[Action]:
         """Takes in one event; returns what is to be done because of it."""
@@ -147,6 +148,7 @@ class AgentState:
                 actions.extend(_next(replica, now))
                 if not replica.listed and replica.state.ended and replica.removed and not replica.busy:
                     del self.replicas[replica.id]
+                    self._forgotten[replica.id] = now.ticks
         return actions
 
     def wake(self) -> float | None:
@@ -209,7 +211,8 @@ class AgentState:
         for replica in self.replicas.values():
             if replica.busy not in (Start, Signal, Remove) and replica.touched <= asked:
                 _observe(replica, found.get(replica.id), now)
-        for id in found.keys() - self.replicas.keys():
+        self._forgotten = {id: ticks for id, ticks in self._forgotten.items() if ticks > asked}
+        for id in found.keys() - self.replicas.keys() - self._forgotten.keys():
             self.replicas[id] = _orphan(found[id], now, listed=self._plan is None)
 
 

@@ -208,8 +208,7 @@ class _Slot:
             command(self._arguments, self.number, self._socket),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is the supervisor's business
-            env=environment
-            | {"MALLOC_ARENA_MAX": "1", "MESH_LOG_LEVEL": logging.getLevelName(log.getEffectiveLevel())},
+            env=environment,
             pass_fds=self._inherit,
         )
         self._pid = self._process.pid

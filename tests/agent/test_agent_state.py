@@ -187,6 +187,19 @@ def test_a_listing_that_began_before_the_start_says_nothing(machine: Machine) ->
     assert machine.report().state == "ready"
 
 
+def test_a_listing_that_began_before_the_removal_brings_nothing_back(machine: Machine) -> None:
+    machine.running()
+    machine.handle(plan())
+    machine.handle(Withdrawn(ID))
+    machine.wait(5)
+    machine.handle(Signalled(ID))
+    machine.ticks += 1
+    machine.handle(Removed(ID))
+    stale = Listed((instance(InstanceState.EXITED, exit_code=143),), machine.ticks - 1)
+    assert machine.handle(stale) == []
+    assert machine.state.reports() == []
+
+
 def test_a_finished_job_is_stopped_with_its_code(machine: Machine) -> None:
     machine.running({"name": "web", "image": "x", "kind": "job"})
     assert machine.seen(instance(InstanceState.EXITED, exit_code=0)) == []
