@@ -333,7 +333,7 @@ def test_anything_is_a_spec_or_sentences_without_our_libraries_words(data: dict[
     except SpecError as error:
         for sentence in error.errors:
             assert re.match(r"\S.*: [a-z'0-9]", sentence), sentence
-            assert not re.search(r"input|valid (string|dict)|pydantic|Value error|\[type=|Mapping", sentence), sentence
+            assert not re.search(r"Input should|should be|Value error|Assertion failed|\[type=", sentence), sentence
             assert "\n" not in sentence
     else:
         msgspec.json.encode(spec.canonical())
