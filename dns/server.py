@@ -134,9 +134,8 @@ class DnsServer:
             packet, cell = kept
             self._counters.kept_answers += 1
             return self._count(packet, cell, started)
-        first = packets.next_first(data)
         try:
-            reply = self._respond(data, transport, client, first)
+            reply = self._respond(data, transport, client)
         except Exception:  # whatever came, the next client is served
             self._report_failure(data, client, started)
             reply = bare_reply(data, SERVFAIL)
@@ -144,7 +143,7 @@ class DnsServer:
             self._counters.drops["not-a-query"] += 1
             return None
         if isinstance(reply, Reply):
-            packets.keep(data, reply, first, self._counters.cell(transport.value, reply.qtype, reply.rcode))
+            packets.keep(data, reply, self._counters.cell(transport.value, reply.qtype, reply.rcode))
             return self._finish(reply, transport, started)
         return self._tasks.spawn(self._finish_later(reply, transport, started), "dns forward")
 
@@ -154,16 +153,13 @@ class DnsServer:
             self._next_report = now + 1
             log.exception("cannot answer a query of %s: %s", client, data[:300].hex())
 
-    def _respond(
-        self, data: bytes, transport: Transport, client: str, first: int
-    ) -> Reply | Coroutine[Any, Any, Reply] | None:
+    def _respond(self, data: bytes, transport: Transport, client: str) -> Reply | Coroutine[Any, Any, Reply] | None:
         recursion = self._forwarder is not None
         reply = respond(
             data,
             transport,
             self._zone,
             recursion=recursion,
-            first=first,
             give_cookie=lambda cookie: self._cookies.give(cookie, client, time.time()),
         )
         if not isinstance(reply, Forward):

@@ -59,15 +59,24 @@ class Transport(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """A choice of addresses: records of equal width, any of which may lead; the packet has the first `shown`."""
+
+    records: bytes
+    width: int
+    shown: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """The packet to send. One that may be kept says from what it was derived, and of how many it is one."""
+    """The packet to send. One that may be kept says from what it was derived."""
 
     packet: bytes
     rcode: int
     qtype: int = 0
     subject: Subject | None = None
-    variants: int = 1
     question_end: int = 0
+    ring: Ring | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,11 @@ def respond(
     zone: Zone | None,
     *,
     recursion: bool = False,
-    first: int | None = None,
     give_cookie: Callable[[bytes], bytes] | None = None,
 ) -> Reply | Forward | None:
     """What to do about a datagram or a message of a stream; None: nothing.
 
-    `recursion` is what RA says. `first` picks the address that leads where there is a choice (modulo their
-    number), for those who keep answers; the others follow at random. `give_cookie` makes the cookie to answer
-    with from the client's half of it.
+    `recursion` is what RA says. `give_cookie` makes the cookie to answer with from the client's half of it.
     """
     if not is_query(data):
         return None
@@ -105,7 +111,7 @@ def respond(
     answer = zone.answer(query.question.labels, query.question.type) if zone else None
     if answer is None:
         return Forward(query)
-    return _pack(query, answer, _limit(query, transport), recursion, first)
+    return _pack(query, answer, _limit(query, transport), recursion)
 
 
 def is_query(data: bytes) -> bool:
@@ -184,36 +190,42 @@ def _opt(query: Query, rcode: int) -> bytes:
     return _OPT_RECORD.pack(0, QTYPE.OPT, UDP_SIZE, rcode >> 4, 0, flags, len(options)) + options
 
 
-def _pack(query: Query, answer: Answer, limit: int, recursion: bool, first: int | None) -> Reply:
+def _pack(query: Query, answer: Answer, limit: int, recursion: bool) -> Reply:
     room = limit - query.opt_length
     writer = Writer(query.question.raw)
+    question_end = len(writer)
     flags = QR | AA | query.flags & RD | (RA if recursion else 0) | answer.rcode
-    records, variants = answer.answer, 1
-    if answer.choice and len(records) > 1:
-        records, variants = _shuffled(records, first), len(records)
-        if limit == _PLAIN_UDP_SIZE and not query.edns:
-            records = records[:_FEW]
-    written = _write_what_fits(writer, records, room)
-    if written < len(records) and not answer.choice and limit != _TCP_SIZE:
-        writer.cut(12 + len(query.question.raw))  # an RRset is whole or absent
-        written = 0
-        flags |= TC
+    ring = None
+    if answer.choice and len(answer.answer) > 1:
+        few = _FEW if limit == _PLAIN_UDP_SIZE and not query.edns else len(answer.answer)
+        ring = _write_ring(writer, answer.answer, room, few)
+        written = ring.shown
+    else:
+        written = _write_what_fits(writer, answer.answer, room)
+        if written < len(answer.answer) and limit != _TCP_SIZE:
+            writer.cut(question_end)  # an RRset is whole or absent
+            written = 0
+            flags |= TC
     authority = _write_whole_sets(writer, answer.authority, room)
     additional = 0 if flags & TC else _write_whole_sets(writer, answer.additional, room)
     if query.edns:
         writer.append(_opt(query, answer.rcode))
         additional += 1
     writer.data[:12] = HEADER.pack(query.id, flags, 1, written, authority, additional)
-    question_end = 12 + len(query.question.raw)
     subject = None if query.cookie else answer.subject  # with a cookie it is this client's alone
-    return Reply(bytes(writer.data), answer.rcode, query.question.type, subject, variants, question_end)
+    return Reply(bytes(writer.data), answer.rcode, query.question.type, subject, question_end, ring)
 
 
-def _shuffled(records: Sequence[Record], first: int | None) -> list[Record]:
-    others = list(records)
-    lead = [] if first is None else [others.pop(first % len(others))]
-    random.shuffle(others)
-    return lead + others
+def _write_ring(writer: Writer, records: Sequence[Record], room: int, few: int) -> Ring:
+    """Writes at most `few` of the records, in random order; as addresses of the question's own name they are alike."""
+    start = len(writer)
+    for record in random.sample(records, len(records)):
+        writer.record(*record)
+    ring = bytes(writer.data[start:])
+    width = len(ring) // len(records)
+    shown = min(few, (room - start) // width, len(records))
+    writer.cut(start + shown * width)
+    return Ring(ring, width, shown)
 
 
 def _write_what_fits(writer: Writer, records: Iterable[Record], room: int) -> int:

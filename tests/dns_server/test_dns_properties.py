@@ -152,11 +152,11 @@ def test_after_a_delta_all_is_as_if_made_anew_and_kept_answers_are_as_fresh_ones
         data = dns.message.make_query(name, qtype, id=1).to_wire()
         if packets and (known := packets.answer(data)):
             return dns.message.from_wire(known[0])
-        reply = respond(data, Transport.UDP, zone, first=0)
+        reply = respond(data, Transport.UDP, zone)
         if not isinstance(reply, Reply):
             return None
         if packets is not None:
-            packets.keep(data, reply, 0, [0])
+            packets.keep(data, reply, [0])
         return dns.message.from_wire(reply.packet)
 
     for question in asked:

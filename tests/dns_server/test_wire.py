@@ -147,17 +147,6 @@ def test_each_address_is_as_often_the_first_and_as_often_there() -> None:
     assert all(abs(count - rounds * 8 / 20) < rounds * 8 / 20 * 0.2 for count in present.values())
 
 
-def test_with_a_place_given_the_addresses_take_turns() -> None:
-    zone, asked = many(3), query("web.svc.cluster").to_wire()
-    leading = []
-    for turn in range(6):
-        reply = respond(asked, UDP, zone, first=turn)
-        assert isinstance(reply, Reply)
-        assert reply.variants == 3
-        leading.append(str(next(iter(dns.message.from_wire(reply.packet).answer[0]))))
-    assert leading == ["10.0.0.1", "10.0.0.2", "10.0.0.3"] * 2
-
-
 @pytest.mark.parametrize("asked", [("all.web.svc.cluster", "A"), ("_x._tcp.web.svc.cluster", "SRV")])
 def test_sets_that_must_be_whole_are_whole_or_truncated(asked: tuple[str, str]) -> None:
     table = many(100).table
