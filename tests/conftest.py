@@ -96,25 +96,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No container of ours and no process that a test started outlives the suite."""
-    before = mesh_containers()
+    """No process that a test started outlives the suite, and nothing else of the machine has changed."""
+    before = machine()
     yield
-    left = [f"process {pid}: {command}" for pid, command in leftover_processes().items()]
-    for pid in leftover_processes():
+    processes = leftover_processes()
+    for pid in processes:
         os.kill(pid, signal.SIGKILL)
-    if CI:  # on a developer's machine another mesh may have started them meanwhile
-        left += [f"container {name}" for name in sorted(mesh_containers() - before)]
+    left = [f"process {pid}: {command}" for pid, command in processes.items()]
+    if CI:  # on a developer's machine somebody else may have made the difference
+        left += sorted(machine() - before)
+        left += [f"no more {thing}" for thing in sorted(before - machine())]
     assert not left, "the suite left behind: " + "; ".join(left)
 
 
-def mesh_containers() -> set[str]:
-    if not part("docker")[0]:
-        return set()
-    listed = subprocess.run(
-        ["docker", "ps", "--all", "--filter", "label=mesh.id", "--format", "{{.Names}}"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    return set(listed.stdout.split())
+def machine() -> set[str]:
+    """What tests might leave on a machine: containers and volumes of ours, bridges, local routes, mounts."""
+    listings = {
+        "container": ["docker", "ps", "--all", "--filter", "label=mesh.id", "--format", "{{.Names}}"],
+        "volume": ["docker", "volume", "ls", "--filter", "name=mesh-", "--format", "{{.Name}}"],
+        "route": ["ip", "route", "show", "table", "local", "dev", "lo"],
+    }
+    found = set()
+    for thing, command in listings.items():
+        if shutil.which(command[0]):
+            listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+            found |= {f"{thing} {line.strip()}" for line in listed}
+    found |= {f"bridge {folder.parent.name}" for folder in Path("/sys/class/net").glob("*/bridge")}
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return found | {f"mount {point}" for point in points if "/pytest-" in point}
 
 
 def leftover_processes() -> dict[int, str]:
