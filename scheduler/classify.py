@@ -23,7 +23,6 @@ class Replica:
     report: ReplicaReport | None = None
     ready: bool = False
     since: float = 0.0
-    planned: bool = True  # False: its node still runs it though no plan wants it
 
     @property
     def id(self) -> str:
@@ -90,9 +89,7 @@ def classify(replicas: Iterable[Replica]) -> Buckets:
     for replica in replicas:
         state = replica.report.state if replica.report else ReplicaState.ASSIGNED
         stop = replica.assignment.want is Want.STOP
-        if not replica.planned:
-            buckets.seat(replica.slot).stopping.append(replica)
-        elif replica.condition is Condition.LOST:
+        if replica.condition is Condition.LOST:
             buckets.lost.append(replica)
         elif state.ended:
             (buckets.ended if stop else buckets.failed).append(replica)

@@ -113,6 +113,7 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
         for node, since in suspects.items()
         if node not in unreadable and not frozen
     }
+    planned = {one.id for plan in view.node_plans.values() for one in plan.replicas}
     hosts: dict[str, Host] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
         seen = view.nodes.get(name)
@@ -122,6 +123,7 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
             condition, why = Condition.GONE, "its report cannot be read by this version"
         elif seen is not None and seen.held:
             condition, why = _availability(settings)
+            why = why or _strays(seen.report, planned)
         elif name not in suspects or (name in due and now >= due[name]):
             condition, why = Condition.LOST, "does not answer"
         else:
@@ -157,6 +159,12 @@ def _availability(settings: NodeSettings) -> tuple[Condition, str]:
             return Condition.PAUSED, "is paused"
         case other:
             return Condition.PAUSED, f"has availability {other!r}, which is none of active, pause, drain"
+
+
+def _strays(report: NodeReport, planned: Collection[str]) -> str:
+    """A node that came back still stops what was replaced meanwhile: its room and its ports are not free before."""
+    strays = [replica.id for replica in report.replicas if not replica.state.ended and replica.id not in planned]
+    return f"still stops {listed(strays)}" if strays else ""
 
 
 def _attributes(report: NodeReport, settings: NodeSettings) -> dict[str, str]:

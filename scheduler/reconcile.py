@@ -17,7 +17,7 @@ import msgspec
 
 from mesh.keys import Keys
 from mesh.model import Assignment, Capacity, NodePlan, ServicePlan, Slot, spec_key
-from mesh.scheduler.blueprint import NO_DEMAND, Demand, blueprint_or_none
+from mesh.scheduler.blueprint import NO_DEMAND, blueprint_or_none
 from mesh.scheduler.classify import Replica
 from mesh.scheduler.hosts import LOST_AFTER, Condition, Hosts, Memory, remember, survey
 from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request, place
@@ -105,7 +105,7 @@ class _Untouched:
 
 def _untouched(given: Input, error: str = "") -> _Untouched:
     plan = msgspec.structs.replace(given.plan, errors=[error]) if error else given.plan
-    return _Untouched(plan, [(replica.node, replica.assignment) for replica in given.replicas if replica.planned])
+    return _Untouched(plan, [(replica.node, replica.assignment) for replica in given.replicas])
 
 
 def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
@@ -120,14 +120,13 @@ def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
 
 
 def _replicas(view: View, hosts: Hosts, memory: Memory) -> dict[str, list[Replica]]:
-    """All replicas that are planned, or still run unplanned, with what is known of them, by service."""
+    """All planned replicas with what is known of them, by service."""
     hashes = {(plan.service, release.number): release.hash for plan in view.plans.values() for release in plan.releases}
     found: dict[str, list[Replica]] = defaultdict(list)
-    planned = {assignment.id for plan in view.node_plans.values() for assignment in plan.replicas}
-    for node, host in hosts.by_name.items():
+    for node, plan in view.node_plans.items():
+        host = hosts.by_name[node]
         reports = {report.id: report for report in host.report.replicas} if host.report else {}
-        plan = view.node_plans.get(node)
-        for assignment in plan.replicas if plan else ():
+        for assignment in plan.replicas:
             standing = memory.standing.get(assignment.id)
             found[assignment.service].append(Replica(
                 assignment,
@@ -138,10 +137,6 @@ def _replicas(view: View, hosts: Hosts, memory: Memory) -> dict[str, list[Replic
                 ready=standing is not None and standing.ready and host.condition is not Condition.GONE,
                 since=standing.since if standing else assignment.placed,
             ))  # fmt: skip
-        for report in reports.values() if host.condition is not Condition.LOST else ():
-            if not report.state.ended and report.service in view.plans and report.id not in planned:
-                stray = Assignment(id=report.id, service=report.service, slot=report.slot, release=report.release)
-                found[report.service].append(Replica(stray, node, host.condition, "", report, planned=False))
     return found
 
 
@@ -160,7 +155,7 @@ def _place(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Ho
     answers: dict[str, list[Placement | Refusal]] = defaultdict(list)
     if requests:
         sizes = PlanSizes(_all_kept(decisions.values()))
-        for answer in place(requests, _nodes(decisions, view, hosts), view.config.strategy):
+        for answer in place(requests, _nodes(decisions, hosts), view.config.strategy):
             answers[answer.request.service].append(sizes.checked(answer))
     taken = {assignment.id for plan in view.node_plans.values() for assignment in plan.replicas}
     taken.update(report.id for node in view.nodes.values() for report in node.report.replicas)
@@ -185,37 +180,24 @@ def _all_kept(decisions: Iterable[Decision | _Untouched]) -> Iterable[tuple[str,
     return ((node, assignment, decision.plan) for decision in decisions for node, assignment in decision.kept)
 
 
-def _nodes(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Hosts) -> list[Node]:
-    """Every node with what lies on it: what is planned, and what still runs though it is planned no more."""
+def _nodes(decisions: Mapping[str, Decision | _Untouched], hosts: Hosts) -> list[Node]:
+    """Every node with what lies on it."""
     holdings: dict[str, list[Holding]] = defaultdict(list)
-    planned: set[str] = set()
     for decision in decisions.values():
         for node, assignment in decision.kept:
-            planned.add(assignment.id)
-            demand = _demand(decision.plan, assignment.release)
+            blueprint = blueprint_or_none(decision.plan, assignment.release)
+            demand = blueprint.demand if blueprint else NO_DEMAND
             holdings[node].append(Holding(assignment.service, demand, assignment.id not in decision.outgoing))
-    for node, seen in view.nodes.items():
-        for report in seen.report.replicas:
-            if report.state.ended or report.id in planned:
-                continue
-            decision_of = decisions.get(report.service)
-            demand = _demand(decision_of.plan, report.release) if decision_of else NO_DEMAND
-            holdings[node].append(Holding(report.service, demand, stays=False))
     return [
         Node(
             name,
             host.report.capacity if host.report else Capacity(),
             host.attributes,
             holdings[name],
-            host.why if host.condition is not Condition.ACTIVE else "",
+            host.why,
         )
         for name, host in hosts.by_name.items()
     ]
-
-
-def _demand(plan: ServicePlan, number: int) -> Demand:
-    blueprint = blueprint_or_none(plan, number)
-    return blueprint.demand if blueprint else NO_DEMAND
 
 
 def _node_plans(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Hosts) -> dict[str, NodePlan]:

@@ -57,7 +57,7 @@ class Decision:
     @property
     def is_over(self) -> bool:
         """The wish is gone and so are its replicas: the plan may go too."""
-        return self.plan.deleted and not self.kept and all(replica.planned for replica in self._given.replicas)
+        return self.plan.deleted and not self.kept
 
     # ── the first step ───────────────────────────────────────────────────────────────────────
 
@@ -240,8 +240,6 @@ class Decision:
         """Keeps what has not ended; tells those to stop that must."""
         for seat in buckets.seats.values():
             for replica in (*seat.live, *seat.suspect, *seat.stopping):
-                if not replica.planned:
-                    continue
                 assignment = replica.assignment
                 cause = moves.stop.get(replica.id)
                 if cause is not None:

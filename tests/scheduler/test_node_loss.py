@@ -46,6 +46,7 @@ def test_a_node_that_returns_stops_its_old_replicas_and_gets_work_again() -> Non
     world.settle()
     assert old not in [report.id for report in world.running()]
     assert not world.node_plans["n1"].lost
+    world.run(1)
     world.rescale("web", 6)
     world.settle()
     assert world.spread()["n1"] >= 1
@@ -57,6 +58,8 @@ def test_room_that_an_old_replica_still_holds_is_not_given_away() -> None:
     world.run(20)
     assert world.plans["web"].pending[0].slot == 1
     world.bring_back("n1")
+    world.run(0.05)
+    assert "n1: still stops web-1-0000" in world.plans["web"].pending[0].reasons
     world.settle()  # `check` has watched the capacity
 
 

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from mesh.model import (
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
-from mesh.spec import ServiceSpec, parse_spec
+from mesh.spec import ServiceSpec, parse_spec, trusted_spec
 from mesh.spec_errors import SpecError
 from mesh.view import NodeView, View, Wish
 
@@ -89,7 +89,7 @@ class World:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._states: dict[str, ReplicaState] = {}
-        self._specs: dict[tuple[str, str], ServiceSpec] = {}
+        self._specs: dict[str, ServiceSpec] = {}
         self._dirty = True
         self._every_while()
 
@@ -203,6 +203,7 @@ class World:
         for name in outcome.nodes:
             if name in self.nodes:
                 self._after(self.delay, lambda node=self.nodes[name]: self._act(node))  # type: ignore[misc]
+        self._note_specs()
         self.check()
         if self.watch:
             self.watch()
@@ -400,43 +401,32 @@ class World:
 
     def _check_volumes(self, node: FakeNode) -> None:
         """Two replicas of one slot never hold one volume at once."""
-        holders = Counter(
-            (one.service, one.slot)
-            for one in node.replicas.values()
-            if not one.state.ended and (spec := self._spec(one.service, one.release)) and spec.volumes
-        )
+        alive = [one for one in node.replicas.values() if not one.state.ended and self._specs[one.id].volumes]
+        holders = Counter((one.service, one.slot) for one in alive)
         doubled = [holder for holder, count in holders.items() if count > 1]
         assert not doubled, f"{node.name} has the volumes of {doubled} in use twice\n{self.story()}"
 
     def _check_capacity(self, name: str, plan: NodePlan) -> None:
+        """What is planned, and what really runs, fits together."""
         node = self.nodes.get(name)
         if node is None:
             return
         used: Counter[str] = Counter()
         ports: Counter[int] = Counter()
-        runs: Mapping[str, ReplicaReport] = node.replicas if node.up else {}
-        planned = {assignment.id for assignment in plan.replicas}
-        orphans = [one for one in runs.values() if one.id not in planned and not one.state.ended]
-        identities = [(one.service, one.release) for one in plan.replicas]
-        identities += [(one.service, one.release) for one in orphans]
-        for service, release in identities:
-            spec = self._spec(service, release)
-            if spec is not None:
-                used["cpu"] += spec.resources.cpu
-                used["memory"] += spec.resources.memory
-                used.update(spec.resources.counts)
-                ports.update(port.host_port for port in spec.ports.values() if port.host_port)
+        running = {id for id, one in node.replicas.items() if not one.state.ended} if node.up else set()
+        for id in {assignment.id for assignment in plan.replicas} | running:
+            spec = self._specs[id]
+            used.update(spec.resources.counts, cpu=spec.resources.cpu, memory=spec.resources.memory)
+            ports.update(port.host_port for port in spec.ports.values() if port.host_port)
         room = {"cpu": node.capacity.cpu, "memory": node.capacity.memory, **node.capacity.resources}
         over = {what: amount for what, amount in used.items() if amount > room.get(what, 0)}
         assert not over, f"{name} is over its capacity: {over} of {room}\n{self.story()}"
         doubled = [port for port, count in ports.items() if count > 1]
         assert not doubled, f"{name} has host port {doubled} twice\n{self.story()}"
 
-    def _spec(self, service: str, number: int) -> ServiceSpec | None:
-        for release in self.plans[service].releases if service in self.plans else ():
-            if release.number == number:
-                key = (service, release.hash)
-                if key not in self._specs:
-                    self._specs[key] = parse_spec(release.spec, service)
-                return self._specs[key]
-        return None
+    def _note_specs(self) -> None:
+        """What each replica was placed with: release numbers begin anew when a service does."""
+        for plan in self.node_plans.values():
+            for one in plan.replicas:
+                if one.id not in self._specs:
+                    self._specs[one.id] = trusted_spec(plan.specs[f"{one.service}@{one.release}"])
