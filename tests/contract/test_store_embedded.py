@@ -25,7 +25,8 @@ from mesh.store import MAX_VALUE, Op, StoreError, StoreUnavailable
 from tests.parts.consul import consul_binary, free_port
 
 DEADLINE = 30.0
-MAIN = Path(__file__).parents[1] / "parts" / "embedded_main.py"
+MAIN = [sys.executable, "-m", "tests.parts.embedded_main"]
+ROOT = Path(__file__).parents[2]
 
 
 def settings(folder: Path, listen: str = "127.0.0.1:0") -> EmbeddedStoreSettings:
@@ -277,11 +278,11 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.address = f"http://127.0.0.1:{free_port()}"
-        self._command = [sys.executable, str(MAIN), str(folder), self.address.removeprefix("http://")]
+        self._command = [*MAIN, str(folder), self.address.removeprefix("http://")]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.PIPE)
         assert self._process.stdout
         assert self._process.stdout.readline().strip().decode() == self.address
 

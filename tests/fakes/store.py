@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from mesh.aio import Signal
@@ -171,6 +171,10 @@ class FakeStore:
             timer.cancel()
 
     # ── for tests ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return self._state.sessions
 
     def end_session(self, session: str) -> None:
         """As if its TTL were over."""

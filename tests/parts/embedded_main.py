@@ -1,4 +1,4 @@
-"""The embedded store as a process of its own, for tests that kill it: `python embedded_main.py FOLDER LISTEN`."""
+"""The embedded store in a process of its own, to be killed: `python -m tests.parts.embedded_main FOLDER LISTEN`."""
 
 import asyncio
 import sys
