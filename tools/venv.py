@@ -6,6 +6,7 @@ python3 -m tools.venv .venv
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,14 @@ def make(folder: Path) -> None:
 
 
 def _bring_pip(folder: Path) -> None:
-    """pip out of Debian's own wheel, which is a program when put on the path."""
-    package = debs.unpacked(debs.machine_apt(), ["python3-pip-whl"], "pip")
-    wheels = sorted(package.glob("usr/share/python-wheels/pip-*.whl"))
-    _run(str(folder / "bin" / "python"), f"{wheels[-1]}/pip", "install", "--quiet", str(wheels[-1]))
+    """pip out of Debian's own wheels, which run from where they lie."""
+    packages = ["python3-pip-whl", "python3-setuptools-whl"]
+    wheels = debs.unpacked(debs.machine_apt(), packages, "pip") / "usr" / "share" / "python-wheels"
+    pip, setuptools = (str(next(wheels.glob(f"{name}-*.whl"))) for name in ("pip", "setuptools"))
+    # Ubuntu's Python 3.11 has no distutils, which its pip wants: setuptools brings one.
+    program = "import sys, runpy, setuptools; sys.argv[0] = 'pip'; runpy.run_module('pip', run_name='__main__')"
+    os.environ |= {"PYTHONPATH": f"{pip}:{setuptools}", "SETUPTOOLS_USE_DISTUTILS": "local"}
+    _run(str(folder / "bin" / "python"), "-c", program, "install", "--quiet", "--upgrade", "pip")
 
 
 def _run(*command: str) -> None:
