@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mesh import __version__, vip_route
 from mesh.agent_events import (
@@ -69,7 +69,16 @@ WITHDRAWAL = 2.0
 class Agent:
     """Everything of one node. `start`, then `run` until cancelled, then `close`."""
 
-    def __init__(self, settings: AgentSettings, store: Store, runtime: Runtime, workers: Workers) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        store: Store,
+        runtime: Runtime,
+        workers: Workers,
+        *,
+        problems: Sequence[str] = (),
+    ) -> None:
+        """`problems`: what was found wrong with this node before it started."""
         self._settings = settings
         self._store = store
         self._runtime = runtime
@@ -99,7 +108,8 @@ class Agent:
         self._facts: Facts | None = None
         self._engine_problem = ""
         self._before: NodeReport | None = None  # of this agent's earlier life
-        self._problems: list[str] = []
+        self._standing_problems = list(problems)
+        self._problems = self._standing_problems
         self._reporter = Reporter(
             store, self._keys.node_report(settings.node), session_name(settings.node, settings.state),
             settings.session_ttl, report=self._report, incomplete=lambda: self._state.explaining,
@@ -335,7 +345,7 @@ class Agent:
             self._reporter.changed()
 
     def _all_problems(self) -> list[str]:
-        problems = [self._engine_problem] if self._engine_problem else []
+        problems = [*self._standing_problems, *filter(None, [self._engine_problem])]
         if self._view:
             mine = (self._keys.node_plan(self._settings.node), self._keys.config)
             problems += [f"{text}; what runs is kept" for text in self._view.problems if text.startswith(mine)]

@@ -115,8 +115,7 @@ async def _agent(settings: AgentSettings, stop: Stop) -> None:
     from mesh.node import Node, choose_runtime
 
     with locked(settings.state, "one agent for each state folder; choose another with --state"):
-        runtime, settings = await choose_runtime(settings)
-        node = Node(settings, runtime)
+        node = Node(await choose_runtime(settings))
         try:
             await node.start()
             settle()

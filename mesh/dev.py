@@ -62,14 +62,16 @@ async def _dev(settings: DevSettings, stop: Stop) -> None:
     with locked(settings.state, "a `mesh dev` that runs already; start another beside it with --state DIR"):
         before = _previous(settings.state)
         async with _store(settings, before) as store_settings:
-            agent_settings = _agent_settings(settings, store_settings, before)
-            runtime, agent_settings = await choose_runtime(agent_settings)
             store = ConsulStore(store_settings)
+            claim = None
             try:
-                with await _own_vips(settings, store, Keys(store_settings.root)) as claim:
-                    node = Node(agent_settings, runtime, inherit=[claim.fileno()])
-                    await _live(settings, node, store, stop, begun)
+                claim = await _claim_vips(settings, store, Keys(store_settings.root))
+                chosen = await choose_runtime(_agent_settings(settings, store_settings, before), with_dns=True)
+                node = Node(chosen, inherit=[claim.fileno()] if claim else [])
+                await _live(settings, node, store, stop, begun)
             finally:
+                if claim:
+                    claim.close()
                 await store.close()
 
 
@@ -93,6 +95,7 @@ async def _live(settings: DevSettings, node: Node, store: Store, stop: Stop, beg
     finally:
         await _leave(node, store, keys)
         information.unlink(missing_ok=True)
+        (settings.state / "runtime").unlink(missing_ok=True)
 
 
 async def _leave(node: Node, store: Store, keys: Keys) -> None:
@@ -177,7 +180,7 @@ def _node_name(state: Path) -> str:
     return f"{name}-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:4]}"
 
 
-async def _own_vips(settings: DevSettings, store: Store, keys: Keys) -> socket.socket:
+async def _claim_vips(settings: DevSettings, store: Store, keys: Keys) -> socket.socket | None:
     """Gives this mesh a range of virtual IPs that no other `mesh dev` of the machine has.
 
     The claim is a socket in the abstract namespace, which lives as long as a process that holds it: we, and our
@@ -187,9 +190,9 @@ async def _own_vips(settings: DevSettings, store: Store, keys: Keys) -> socket.s
     config = decode_document(entry.value, ClusterConfig) if entry else ClusterConfig()
     own = ipaddress.ip_network(config.vip_range)
     if settings.store or own not in _RANGES:
-        return socket.socket(socket.AF_UNIX)  # the operators' choice, no claim
+        return None  # the operators' choice
     if orphans(settings.state / "workers"):
-        return socket.socket(socket.AF_UNIX)  # our own workers hold the claim
+        return None  # our own workers hold the claim
     for network in (own, *(network for network in _RANGES if network != own)):
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:

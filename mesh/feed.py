@@ -23,6 +23,10 @@ from mesh.table import Table, TableDelta, apply_delta, table_diff
 log = logging.getLogger(__name__)
 
 MAX_FRAME = 64 * 2**20
+
+FIRST_CONTACT = 10.0
+"""Seconds after which a worker that never met its supervisor ends: it has nothing to serve."""
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -316,8 +320,8 @@ class Follower:
         When it dies without a word we serve on; not so with `survive` false.
         """
         backoff = Backoff(0.02, 0.25)
-        deadline: float | None = None
         loop = asyncio.get_running_loop()
+        deadline: float | None = loop.time() + FIRST_CONTACT
         while deadline is None or loop.time() < deadline:
             try:
                 reader, writer = await asyncio.open_unix_connection(self._path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mesh.admin import Admin, Sources, admin_token
 from mesh.agent import Agent
@@ -16,23 +16,32 @@ from mesh.runtime import ExecResult, Runtime, RuntimeFault
 from mesh.settings import AgentSettings
 from mesh.store import Store
 from mesh.worker import DnsArguments, ProxyArguments
-from mesh.workers import Workers, refused_addresses
+from mesh.workers import Workers, orphans, refused_addresses
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What runs this node's replicas, the settings with what that needs, and what is missing for it."""
+
+    runtime: Runtime
+    settings: AgentSettings
+    problems: tuple[str, ...] = ()
 
 
 class Node:
     """`start`, then `run` until cancelled, then `close`."""
 
-    def __init__(self, settings: AgentSettings, runtime: Runtime, *, inherit: Sequence[int] = ()) -> None:
+    def __init__(self, chosen: Chosen, *, inherit: Sequence[int] = ()) -> None:
         """`inherit`: descriptors that the workers keep open."""
-        self.settings = settings
-        self.runtime = runtime
+        self.settings = settings = chosen.settings
+        self.runtime = runtime = chosen.runtime
         self.store: Store = ConsulStore(settings.store)
         dns = DnsArguments(listen=settings.dns_listen, upstreams=settings.upstreams, node=settings.node)
         wanted = [dns] * settings.dns_workers + [ProxyArguments(node=settings.node)] * settings.proxy_workers
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
-        self.agent = Agent(settings, self.store, runtime, self.workers)
+        self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems)
         sources = Sources(
             waiting_for=self.agent.waiting_for,
             metrics=self.agent.metrics,
@@ -74,10 +83,11 @@ class _Replicas:
         return await self._runtime.exec(id, command, timeout=timeout)
 
 
-async def choose_runtime(settings: AgentSettings) -> tuple[Runtime, AgentSettings]:
-    """What runs this node's replicas, and the settings with DNS also where containers find it.
+async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> Chosen:
+    """The runtime that the settings name. `auto`: the Docker engine if one answers, else local processes.
 
-    A choice by `auto` is kept in the state folder: an engine that is slow to come up loses no containers.
+    What `auto` found is kept in the state folder: an engine that is slow to come up loses no containers.
+    `with_dns`: containers that could not resolve the mesh's names are no choice.
     """
     memory = settings.state / "runtime"
     wanted = settings.runtime
@@ -87,17 +97,25 @@ async def choose_runtime(settings: AgentSettings) -> tuple[Runtime, AgentSetting
         from mesh.docker import docker_available
 
         fault = await docker_available(settings.docker_host)
-        log.info("runtime: %s", f"local processes, since {fault}" if fault else "the Docker engine")
-        wanted = "process" if fault else "docker"
+        if not fault:
+            docker = await _docker(settings)
+            fault = "; ".join(docker.problems) if with_dns else ""
+            if not fault:
+                memory.write_text("docker")
+                return docker
+            await docker.runtime.close()
+        log.info("runtime: local processes, since %s", fault)
+        wanted = "process"
     memory.write_text(wanted)
     if wanted == "docker":
         return await _docker(settings)
     from mesh.process import ProcessRuntime
 
-    return ProcessRuntime(settings.state, settings.node, address=settings.address), settings
+    return Chosen(ProcessRuntime(settings.state, settings.node, address=settings.address), settings)
 
 
-async def _docker(settings: AgentSettings) -> tuple[Runtime, AgentSettings]:
+async def _docker(settings: AgentSettings) -> Chosen:
+    """Containers, and DNS also on the address where they find it: their bridge's gateway."""
     from mesh.docker import DockerRuntime
 
     direct = ipaddress.ip_address(settings.address).is_loopback
@@ -112,12 +130,13 @@ async def _docker(settings: AgentSettings) -> tuple[Runtime, AgentSettings]:
     try:
         gateway = f"{await runtime.bridge_gateway()}:53"
     except RuntimeFault as error:
-        log.warning("containers get no DNS of ours: %s", error)
-        return runtime, settings
+        return Chosen(runtime, settings, (f"containers get no DNS of this node: {error}",))
     if gateway in settings.dns_listen or "0.0.0.0:53" in settings.dns_listen:
-        return runtime, settings
-    refused = refused_addresses([gateway]).get(gateway)
-    if refused and refused.errno != errno.EADDRINUSE:  # taken: the workers say so, and wait
-        log.warning("containers cannot resolve names of the mesh: DNS cannot listen on %s: %s", gateway, refused)
-        return runtime, settings
-    return runtime, replace(settings, dns_listen=(*settings.dns_listen, gateway))
+        return Chosen(runtime, settings)
+    ours = orphans(settings.state / "workers")  # they hold it for us
+    if not ours and (refused := refused_addresses([gateway]).get(gateway)):
+        why = os.strerror(refused.errno or 0)
+        return Chosen(
+            runtime, settings, (f"containers cannot resolve the mesh's names: DNS cannot listen on {gateway}: {why}",)
+        )
+    return Chosen(runtime, replace(settings, dns_listen=(*settings.dns_listen, gateway)))

@@ -6,6 +6,8 @@ change of the size of the change to the workers; `parse_table` reads one from a 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -108,7 +110,7 @@ def parse_table(data: bytes) -> Table:
     try:
         table = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TableError(_plain(str(error))) from None
+        raise TableError(_plain(_with_names(data, str(error)))) from None
     for name, service in table.services.items():
         for port_name, port in service.ports.items():
             where = f"services.{name}.ports.{port_name}"
@@ -117,6 +119,40 @@ def parse_table(data: bytes) -> Table:
             if port.protocol not in ("http", "tcp", "udp"):
                 raise TableError(f"{where}.protocol: must be http, tcp or udp, got {port.protocol!r}")
     return table
+
+
+def _with_names(data: bytes, message: str) -> str:
+    """The message with the names that msgspec leaves out: `$.services[...].vip` → `$.services.web.vip`."""
+    if "[...]" not in message:
+        return message
+    document = json.loads(data)
+    here: Any = document
+    path = message.partition(" - at `$")[2]
+    steps = []
+    for step in re.findall(r"\.\w+|\[[\d.]+\]", path):
+        name: Any = step[1:] if step[0] == "." else step[1:-1]
+        if step == "[...]":
+            name = _culprit(document, here, message)
+            if name is None:  # two keys of one name
+                return message
+            step = f".{name}"
+        steps.append(step)
+        here = here[int(name) if isinstance(here, list) else name]
+    return message.replace(path, f"{''.join(steps)}`")
+
+
+def _culprit(document: Any, here: dict[str, Any], message: str) -> str | None:
+    """The key of `here`, a part of the document, whose value alone brings the message about."""
+    everything = dict(here)
+    for name, value in everything.items():
+        here.clear()
+        here[name] = value
+        try:
+            _decoder.decode(msgspec.json.encode(document))
+        except msgspec.DecodeError as error:
+            if str(error) == message:
+                return name
+    return None
 
 
 def _plain(message: str) -> str:

@@ -117,8 +117,8 @@ class Workers:
         """Ends the workers; with `linger` seconds they go on serving that long, for a supervisor that comes back."""
         await self._tasks.close()
         await self._feed.dismiss(linger)
-        if linger == 0:
-            await asyncio.gather(*(slot.end() for slot in self._slots))
+        ending = [slot for slot in self._slots if linger == 0 or not slot.met]
+        await asyncio.gather(*(slot.end() for slot in ending))
         await self._feed.close()
 
     def _hello(self, link: Link) -> None:
@@ -150,6 +150,11 @@ class _Slot:
     def fixed_addresses(self) -> tuple[str, ...]:
         """Where it listens whatever the Table holds."""
         return self._arguments.listen if isinstance(self._arguments, DnsArguments) else ()
+
+    @property
+    def met(self) -> bool:
+        """Its worker has said hello."""
+        return self._pid in self._links
 
     def linked(self, link: Link) -> None:
         self._links = {pid: known for pid, known in self._links.items() if not known.closed.is_set()}
@@ -246,7 +251,7 @@ class _Slot:
         if self._pid is None:
             return
         pid = self._pid
-        if pid not in self._links:
+        if not self.met:
             _kill(pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(GRACE):

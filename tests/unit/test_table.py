@@ -40,10 +40,12 @@ def port(value: bytes) -> bytes:
     [
         (b"", "truncated"),
         (b"[]", "expected object, got array"),
-        (port(b'{"port": "80"}'), "services[...].ports[...].port: expected int, got str"),
+        (port(b'{"port": "80"}'), "services.web.ports.http.port: expected int, got str"),
         (port(b'{"port": 0}'), "services.web.ports.http.port: must be 1..65535, got 0"),
         (port(b'{"port": 1, "protocol": "sctp"}'), "must be http, tcp or udp"),
-        (b'{"services": {"web": {"endpoints": [{"id": "a"}]}}}', "missing required field"),
+        (b'{"services": {"web": {"endpoints": [{"id": "a"}]}}}', "services.web.endpoints[0]: object missing required"),
+        (b'{"services": {"web": {}, "shop": {"vip": 7}}}', "services.shop.vip: expected str, got int"),
+        (b'{"services": {"a": {"vip": 7}, "a": {}}}', "services[...].vip: expected str"),
     ],
 )
 def test_says_where_a_file_is_wrong(data: bytes, message: str) -> None:
