@@ -205,7 +205,7 @@ async def test_a_mistake_of_ours_gives_the_lead_to_whoever_fares_better(monkeypa
     first, second = scheduler(store, "s1"), scheduler(store, "s2")
     monkeypatch.setattr(first, "_new_id", None)
     async with running(first):
-        await until(lambda: first.leads)
+        await until(lambda: _value(first, "mesh_scheduler_terms") == 1)
         async with running(second):
             await until(has_replicas(store, 1))
             assert second.leads

@@ -236,6 +236,19 @@ def test_a_new_leader_in_mid_rollout_changes_nothing_but_the_time_it_takes() -> 
     assert (releases(world), floor.ready, floor.wanted) == ({2}, 3, 4)
 
 
+def test_a_volume_of_the_old_release_is_not_shared_while_the_new_one_has_none() -> None:
+    world, _ = running(3, volumes={"data": {"path": "/data"}})
+    world.apply(image="web:2", replicas=3, update={**QUICK, "min_healthy": "8s"})
+    world.run(1)
+    world.rescale("web", 2)
+    world.run(0.05)
+    world.rescale("web", 3)
+    world.run(0.05)
+    assert "has stopped" in world.plans["web"].pending[-1].reasons[0]
+    world.run(5)  # `check` has watched the volumes
+    assert {(report.slot, report.release) for report in world.running()} >= {(2, 1), (3, 1)}
+
+
 # ── drains ───────────────────────────────────────────────────────────────────────────────────
 
 
