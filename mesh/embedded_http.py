@@ -14,6 +14,7 @@ from aiohttp import web
 
 from mesh import __version__
 from mesh.embedded_state import Draft, Refused, Row, Session, UnknownSession
+from mesh.embedded_txn import KvRow, TxnFailed, decode_txn, run_txn
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, StoreError, key_fault
 from mesh.units import format_duration, parse_duration
 
@@ -28,42 +29,6 @@ MAX_LOCK_DELAY = 60.0
 DEFAULT_LOCK_DELAY = 15.0
 
 
-class KvRow(msgspec.Struct, rename="pascal", omit_defaults=True):
-    """A key as Consul prints it; `bytes` are base64."""
-
-    lock_index: int
-    key: str
-    flags: int
-    value: bytes | None
-    create_index: int
-    modify_index: int
-    session: str = ""
-
-    @classmethod
-    def of(cls, row: Row, value: bool = True) -> KvRow:
-        shown = (row.value or None) if value else None
-        return cls(row.lock_index, row.key, row.flags, shown, row.create_index, row.modify_index, row.session or "")
-
-
-class _KvOp(msgspec.Struct, rename="pascal"):
-    verb: str
-    key: str = ""
-    value: bytes | None = None
-    flags: int = 0
-    index: int = 0
-    session: str = ""
-
-
-class _TxnOp(msgspec.Struct):
-    kv: _KvOp | None = msgspec.field(default=None, name="KV")
-
-
-class _TxnFailed(Refused):
-    def __init__(self, errors: list[dict[str, Any]]) -> None:
-        super().__init__("transaction refused")
-        self.errors = errors
-
-
 class _SessionRequest(msgspec.Struct, rename="pascal"):
     name: str = ""
     ttl: str = msgspec.field(default="", name="TTL")
@@ -75,7 +40,6 @@ class Busy(StoreError):
     """More is waiting than the store keeps: try again."""
 
 
-_decode_txn = msgspec.json.Decoder(list[_TxnOp]).decode
 _decode_session = msgspec.json.Decoder(_SessionRequest).decode
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -176,7 +140,7 @@ class ConsulApi:
 
     async def _txn(self, request: web.Request) -> web.Response:
         try:
-            ops = _decode_txn(await _body(request))
+            ops = decode_txn(await _body(request))
         except msgspec.MsgspecError as error:
             raise _bad(f"Failed to parse body: {error}") from error
         if len(ops) > MAX_TXN_OPS:
@@ -184,8 +148,8 @@ class ConsulApi:
                 MAX_TXN_OPS, len(ops), text=f"Transaction contains too many operations ({len(ops)} > {MAX_TXN_OPS})"
             )
         try:
-            results = await self._store.write(lambda draft: _run_txn(draft, [op.kv for op in ops if op.kv]))
-        except _TxnFailed as failed:
+            results = await self._store.write(lambda draft: run_txn(draft, [op.kv for op in ops if op.kv]))
+        except TxnFailed as failed:
             return _json({"Results": None, "Errors": failed.errors}, status=409)
         return _json({"Results": [{"KV": row} for row in results], "Errors": None})
 
@@ -247,63 +211,6 @@ class ConsulApi:
     async def _self(self, _: web.Request) -> web.Response:
         config = {"Datacenter": "dc1", "NodeName": self._node, "Server": True, "Version": f"mesh-{__version__}"}
         return _json({"Config": config, "DebugConfig": {"SessionTTLMin": "0s", "KVMaxValueSize": MAX_VALUE}})
-
-
-# ── one transaction ──────────────────────────────────────────────────────────────────────────
-
-
-def _run_txn(draft: Draft, ops: Sequence[_KvOp]) -> list[KvRow]:
-    results: list[KvRow] = []
-    errors: list[dict[str, Any]] = []
-    for position, op in enumerate(ops):
-        try:
-            if fault := key_fault(op.key):
-                raise Refused(fault if op.key else "Must provide key")
-            results += _run_op(draft, op)
-        except Refused as refusal:
-            errors.append({"OpIndex": position, "What": str(refusal)})
-    if errors:
-        raise _TxnFailed(errors)
-    return results
-
-
-def _run_op(draft: Draft, op: _KvOp) -> list[KvRow]:
-    key, value = op.key, op.value or b""
-    match op.verb:
-        case "set":
-            row = draft.put(key, value, op.flags)
-        case "cas":
-            row = draft.put_if(key, value, op.flags, op.index)
-        case "lock":
-            row = draft.lock(key, value, op.flags, op.session)
-        case "unlock":
-            row = draft.unlock(key, value, op.flags, op.session)
-        case "check-index":
-            row = draft.check_index(key, op.index)
-        case "check-session":
-            row = draft.check_session(key, op.session)
-        case "get":
-            found = draft.get(key)
-            if found is None:
-                raise Refused(f'key "{key}" doesn\'t exist')
-            return [KvRow.of(found)]
-        case "get-tree":
-            return [KvRow.of(found) for found in draft.scan(key)]
-        case "check-not-exists":
-            draft.check_not_exists(key)
-            return []
-        case "delete":
-            draft.delete(key)
-            return []
-        case "delete-cas":
-            draft.delete_if(key, op.index)
-            return []
-        case "delete-tree":
-            draft.delete_prefix(key)
-            return []
-        case _:
-            raise Refused(f'unknown KV verb "{op.verb}"')
-    return [KvRow.of(row, value=False)]
 
 
 # ── reading requests ─────────────────────────────────────────────────────────────────────────
