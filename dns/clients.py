@@ -8,41 +8,30 @@ itself is not limited.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterable
-from enum import Enum
 
-_SERVED_RATE = 20_000.0  # answers per second for a network that may have names forwarded too
+_SERVED_RATE = 100_000.0  # answers per second for a network that may have names forwarded too
 _FOREIGN_RATE = 100.0  # for any other
 _BURST = 2.0  # seconds' worth of answers
 _MOST_CLIENTS = 10_000
 _SLIP = 2  # of the answers beyond the rate every second one is sent, cut
 
 
-class Verdict(Enum):
-    ANSWER = "answer"
-    CUT = "cut"
-    DROP = "drop"
-
-
 class _Bucket:
     """The answers that one network may still have."""
 
-    __slots__ = ("filled_at", "refused", "room", "tokens")
+    __slots__ = ("filled_at", "rate", "refused", "tokens")
 
     def __init__(self, rate: float, now: float) -> None:
-        self.room = rate * _BURST
-        self.tokens = self.room
+        self.rate = rate
+        self.tokens = rate * _BURST
         self.filled_at = now
         self.refused = 0
 
-    def take(self, now: float) -> Verdict:
-        self.tokens = min(self.room, self.tokens + (now - self.filled_at) * self.room / _BURST)
+    def fill(self, now: float) -> None:
+        self.tokens = min(self.rate * _BURST, self.tokens + (now - self.filled_at) * self.rate)
         self.filled_at = now
-        if self.tokens >= 1:
-            self.tokens -= 1
-            return Verdict.ANSWER
-        self.refused += 1
-        return Verdict.DROP if self.refused % _SLIP else Verdict.CUT
 
 
 class Networks:
@@ -71,32 +60,41 @@ class RateLimit:
 
     def __init__(self, served: Networks) -> None:
         self._served = served
-        self._by_client: dict[str, _Bucket | None] = {}
+        self._by_client: dict[str, _Bucket] = {}
         self._by_network: dict[str, _Bucket] = {}
 
     def __len__(self) -> int:
         return len(self._by_client)
 
-    def verdict(self, client: str, now: float) -> Verdict:
-        """What to do about one more query; `now` in seconds of any steady clock."""
-        try:
-            bucket = self._by_client[client]
-        except KeyError:
-            bucket = self._bucket(client, now)
-        return bucket.take(now) if bucket else Verdict.ANSWER
+    def admits(self, client: str, now: float) -> bool:
+        """Whether one more query is to be answered; `now` in seconds of any steady clock."""
+        bucket = self._by_client.get(client) or self._bucket(client, now)
+        if now > bucket.filled_at:
+            bucket.fill(now)
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
 
-    def _bucket(self, client: str, now: float) -> _Bucket | None:
+    def slips(self, client: str) -> bool:
+        """Whether a query that was not admitted is to be answered all the same, cut."""
+        bucket = self._by_client[client]
+        bucket.refused += 1
+        return bucket.refused % _SLIP == 0
+
+    def _bucket(self, client: str, now: float) -> _Bucket:
         if len(self._by_client) >= _MOST_CLIENTS:
             self._by_client.clear()
             self._by_network.clear()
         address = _parse(client)
-        if address.is_loopback:
-            self._by_client[client] = None
-            return None
         network = str(ipaddress.ip_network((address, 24 if address.version == 4 else 56), strict=False))
-        rate = _SERVED_RATE if self._served.include(client) else _FOREIGN_RATE
-        bucket = self._by_network.setdefault(network, _Bucket(rate, now))
-        self._by_client[client] = bucket
+        if address.is_loopback:
+            rate = math.inf
+        elif self._served.include(client):
+            rate = _SERVED_RATE
+        else:
+            rate = _FOREIGN_RATE
+        bucket = self._by_client[client] = self._by_network.setdefault(network, _Bucket(rate, now))
         return bucket
 
 

@@ -23,32 +23,45 @@ class Counters:
     """The numbers of one server process."""
 
     def __init__(self) -> None:
-        self._queries: dict[tuple[str, int, int], Cell] = {}  # (transport, type or 0 for others, rcode)
+        self._queries: dict[tuple[str, int, int, bool], Cell] = {}  # (transport, type or 0 for others, rcode, cut)
         self.drops: Counter[str] = Counter()
-        self.truncated = 0
         self.kept_answers = 0  # given without asking the zone
+        self._kept_and_timed = 0
         self.forwarded: Counter[str] = Counter()  # hit, miss, stale, refused, failed
         self.upstream_failures: Counter[str] = Counter()
         self.connections = 0  # TCP, open now
         self._latency = [0] * (len(_BOUNDS) + 1)
         self._latency_sum = 0.0
 
-    def cell(self, transport: str, qtype: int, rcode: int) -> Cell:
+    def cell(self, transport: str, qtype: int, rcode: int, *, cut: bool) -> Cell:
         """The number of queries answered so."""
-        return self._queries.setdefault((transport, qtype if qtype in _TYPES else 0, rcode), [0])
+        return self._queries.setdefault((transport, qtype if qtype in _TYPES else 0, rcode, cut), [0])
 
     def answered(self, cell: Cell, seconds: float) -> None:
         cell[0] += 1
-        self._latency[bisect_left(_BOUNDS, seconds)] += 1
-        self._latency_sum += seconds
+        self._time(seconds, 1)
+
+    def time_kept(self, seconds: float) -> None:
+        """Notes how long the kept answers since the last call took at most: they come in bursts."""
+        if count := self.kept_answers - self._kept_and_timed:
+            self._kept_and_timed = self.kept_answers
+            self._time(seconds, count)
+
+    def _time(self, seconds: float, count: int) -> None:
+        self._latency[bisect_left(_BOUNDS, seconds)] += count
+        self._latency_sum += seconds * count
 
     def families(self) -> Iterable[Family]:
+        answered: Counter[tuple[str, int, int]] = Counter()
+        for (transport, qtype, rcode, _), (count,) in self._queries.items():
+            answered[transport, qtype, rcode] += count
         yield _counter("queries", "Queries answered.", [
             Sample(count, {"transport": transport, "type": _TYPES.get(qtype, "other"),
                            "rcode": _RCODES.get(rcode, str(rcode))})
-            for (transport, qtype, rcode), (count,) in self._queries.items()])  # fmt: skip
+            for (transport, qtype, rcode), count in answered.items()])  # fmt: skip
         yield _counter("drops", "Queries and connections dropped.", _by("reason", self.drops))
-        yield _counter("truncated", "Answers cut to the client's UDP size.", [Sample(self.truncated)])
+        cut = sum(count for (*_, cut), (count,) in self._queries.items() if cut)
+        yield _counter("truncated", "Answers cut to the client's UDP size.", [Sample(cut)])
         yield _counter("kept_answers", "Answers given from packets packed before.", [Sample(self.kept_answers)])
         yield _counter(
             "forwarded", "Queries for names of others, by what became of them.", _by("result", self.forwarded)

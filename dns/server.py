@@ -11,7 +11,7 @@ from typing import Any
 
 from mesh.aio import Tasks
 from mesh.dns import sockets
-from mesh.dns.clients import Networks, RateLimit, Verdict
+from mesh.dns.clients import Networks, RateLimit
 from mesh.dns.cookies import Cookies
 from mesh.dns.counters import Cell, Counters
 from mesh.dns.forward import Forwarder
@@ -60,8 +60,8 @@ class DnsServer:
         self._forwarder = Forwarder(upstreams, served, self._counters, lambda: self.addresses) if forward else None
         self._limit = RateLimit(served)
         self._cookies = Cookies()
-        self._connections = TcpConnections(lambda data, client: self._handle(data, Transport.TCP, client))
-        self._packets = {transport: Packets() for transport in Transport}
+        self._connections = TcpConnections(self._answer_tcp)
+        self._udp_packets, self._tcp_packets = Packets(), Packets()
         self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
         self._tasks = Tasks()
@@ -70,14 +70,10 @@ class DnsServer:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-
-        def answer_udp(data: bytes, client: str) -> Outcome:
-            return self._handle(data, Transport.UDP, client)
-
         try:
             for host, port in self._listen:
                 udp, tcp = sockets.open_pair(host, port)
-                self._udp.append(UdpListener(udp, answer_udp, self._counters))
+                self._udp.append(UdpListener(udp, self._answer_udp, self._counters))
                 self._tcp.append(await loop.create_server(lambda: TcpConnection(self._connections), sock=tcp))
                 self.addresses.append(udp.getsockname()[:2])
         except OSError:
@@ -91,8 +87,8 @@ class DnsServer:
                 self._zone = Zone(table, self._node)
             else:
                 changed = self._zone.update(table, None if self._problem else delta)
-                for packets in self._packets.values():
-                    packets.drop(changed)
+                self._udp_packets.drop(changed)
+                self._tcp_packets.drop(changed)
         except ValueError as error:  # a Table that cannot be: the last good one stays
             self._problem = f"dns: table {table.index} is not in use: {error}"
             return
@@ -123,17 +119,31 @@ class DnsServer:
         if self._forwarder:
             await self._forwarder.close()
 
-    def _handle(self, data: bytes, transport: Transport, client: str) -> Outcome:
-        started = time.perf_counter()
-        verdict = self._limit.verdict(client, started) if transport is Transport.UDP else Verdict.ANSWER
-        if verdict is not Verdict.ANSWER and not self._has_good_cookie(data, client):
+    def _answer_udp(self, data: bytes, client: str, now: float) -> Outcome:
+        """`now`: when the datagram was found, by `perf_counter`; the listener times the kept answers."""
+        if not self._limit.admits(client, now) and not self._has_good_cookie(data, client):
             self._counters.drops["rate-limit"] += 1
-            return ask_by_tcp(data) if verdict is Verdict.CUT else None
-        packets = self._packets[transport]
-        if kept := packets.answer(data):
+            return ask_by_tcp(data) if self._limit.slips(client) else None
+        if kept := self._udp_packets.answer(data):
             packet, cell = kept
+            cell[0] += 1
             self._counters.kept_answers += 1
-            return self._count(packet, cell, started)
+            return packet
+        return self._answer(data, Transport.UDP, self._udp_packets, client)
+
+    def _answer_tcp(self, data: bytes, client: str) -> Outcome:
+        started = time.perf_counter()
+        if kept := self._tcp_packets.answer(data):
+            packet, cell = kept
+            cell[0] += 1
+            self._counters.kept_answers += 1
+            self._counters.time_kept(time.perf_counter() - started)
+            return packet
+        return self._answer(data, Transport.TCP, self._tcp_packets, client)
+
+    def _answer(self, data: bytes, transport: Transport, packets: Packets, client: str) -> Outcome:
+        """The first time that this is asked since the Table changed, or what is not kept."""
+        started = time.perf_counter()
         try:
             reply = self._respond(data, transport, client)
         except Exception:  # whatever came, the next client is served
@@ -143,7 +153,7 @@ class DnsServer:
             self._counters.drops["not-a-query"] += 1
             return None
         if isinstance(reply, Reply):
-            packets.keep(data, reply, self._counters.cell(transport.value, reply.qtype, reply.rcode))
+            packets.keep(data, reply, self._cell(reply, transport))
             return self._finish(reply, transport, started)
         return self._tasks.spawn(self._finish_later(reply, transport, started), "dns forward")
 
@@ -179,13 +189,11 @@ class DnsServer:
         return self._finish(await resolved, transport, started)
 
     def _finish(self, reply: Reply, transport: Transport, started: float) -> bytes:
-        return self._count(reply.packet, self._counters.cell(transport.value, reply.qtype, reply.rcode), started)
+        self._counters.answered(self._cell(reply, transport), time.perf_counter() - started)
+        return reply.packet
 
-    def _count(self, packet: bytes, cell: Cell, started: float) -> bytes:
-        if packet[2] & 0x02:
-            self._counters.truncated += 1
-        self._counters.answered(cell, time.perf_counter() - started)
-        return packet
+    def _cell(self, reply: Reply, transport: Transport) -> Cell:
+        return self._counters.cell(transport.value, reply.qtype, reply.rcode, cut=reply.cut)
 
     async def _close_idle_connections(self) -> None:
         while True:

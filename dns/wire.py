@@ -78,6 +78,10 @@ class Reply:
     question_end: int = 0
     ring: Ring | None = None
 
+    @property
+    def cut(self) -> bool:
+        return bool(self.packet[2] & TC >> 8)
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:

@@ -82,6 +82,11 @@ class ConsulServer:
     def settings(self) -> StoreSettings:
         return StoreSettings(address=self.address)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it and returns when it takes writes."""
         self._folder.mkdir(parents=True, exist_ok=True)
