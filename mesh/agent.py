@@ -35,7 +35,7 @@ from mesh.agent_hands import Hands, Surroundings
 from mesh.agent_report import Reporter, session_name
 from mesh.agent_state import AgentState
 from mesh.aio import Backoff, Signal, Tasks
-from mesh.endpoints import build_table
+from mesh.endpoints import TableBuilder
 from mesh.health import Prober
 from mesh.keys import Keys
 from mesh.lease import Held
@@ -102,6 +102,7 @@ class Agent:
 
         self._vips: VipMode | None = None
         self._vip_range = ""
+        self._build_table = TableBuilder()
         self._localise = Localiser("route", 1)
 
         self._look = Signal()  # an instance may have changed
@@ -310,7 +311,7 @@ class Agent:
         if self._view is None:
             return 0
         nodes = {**self._view.nodes, self._settings.node: NodeView(self._report(), held=True, index=self._index)}
-        table = build_table(dataclasses.replace(self._view, nodes=nodes))
+        table = self._build_table(dataclasses.replace(self._view, nodes=nodes))
         return self._workers.publish(self._localise(table))
 
     # ── what it says of itself ───────────────────────────────────────────────────────────────

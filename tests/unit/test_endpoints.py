@@ -1,8 +1,12 @@
 """From planned and observed to the Table."""
 
-import pytest
+from dataclasses import replace
 
-from mesh.endpoints import build_table
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.endpoints import TableBuilder, build_table
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ReplicaState, ServicePlan
 from mesh.view import NodeView, View
 
@@ -62,3 +66,37 @@ def test_slots_come_in_order() -> None:
 def test_a_deleted_service_leaves_the_zone() -> None:
     gone = View(plans={"web": ServicePlan(service="web", deleted=True)})
     assert build_table(gone).services == {}
+
+
+def test_what_did_not_change_is_the_same_object() -> None:
+    build = TableBuilder()
+    before = view(replica())
+    shop = ServicePlan(service="shop", vip="10.96.0.2")
+    first = build(before)
+    second = build(replace(before, plans={**before.plans, "shop": shop}))
+    assert second.services["web"] is first.services["web"]
+    changed = view(replica(ReplicaState.RUNNING))
+    third = build(replace(changed, plans={**before.plans, "shop": shop}))
+    assert [e.state for e in third.services["web"].endpoints] == ["running"]
+    assert third.services["shop"] is second.services["shop"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["n1", "n2"]), st.lists(st.tuples(
+    st.sampled_from(["web", "shop"]), st.integers(1, 3), st.sampled_from(list(ReplicaState))), max_size=3),
+    st.booleans(), st.booleans()), max_size=8))  # fmt: skip
+def test_a_row_of_tables_equals_each_built_alone(
+    changes: list[tuple[str, list[tuple[str, int, ReplicaState]], bool, bool]],
+) -> None:
+    build = TableBuilder()
+    plans = {name: ServicePlan(service=name, vip=vip) for name, vip in (("web", "10.96.0.1"), ("shop", "10.96.0.2"))}
+    nodes: dict[str, NodeView] = {}
+    for node, replicas, held, gone in changes:
+        reports = [
+            ReplicaReport(id=f"{service}-{slot}", service=service, slot=slot, release=1, state=state, address=node)
+            for service, slot, state in replicas
+        ]
+        nodes = {**nodes, node: NodeView(NodeReport(node=node, address=node, replicas=reports), held, 1)}
+        if gone:
+            nodes = {other: seen for other, seen in nodes.items() if other != node}
+        picture = View(plans=plans, nodes=nodes)
+        assert build(picture) == build_table(picture)
