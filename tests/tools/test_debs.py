@@ -28,7 +28,7 @@ libc6
 
 @pytest.fixture
 def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> debs.Apt:
-    monkeypatch.setattr(debs.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(debs.Apt, "_run", lambda self, *arguments, cwd=None: DEPENDS)
     return debs.Apt(tmp_path)
 
@@ -42,7 +42,7 @@ def test_what_is_left_out_brings_nothing_along(apt: debs.Apt) -> None:
 
 
 def test_without_apt_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debs.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(debs.DebsError, match="no Debian or Ubuntu"):
         debs.Apt(tmp_path)
 
