@@ -13,7 +13,17 @@ from mesh.dns.counters import Cell
 from mesh.dns.wire import Reply
 from mesh.dns.zone import Subject
 
-_OVERHEAD = 500  # bytes of an entry beside its packet, roughly
+_OVERHEAD = 600  # bytes of an entry beside its packet, roughly
+
+
+_few: dict[bytes, bytes] = {}
+
+
+def _shared(data: bytes) -> bytes:
+    """The same bytes once in memory: most answers begin and end like others."""
+    if len(data) > 32 or len(_few) >= 1000:
+        return _few.get(data, data)
+    return _few.setdefault(data, data)
 
 
 class _Kept:
@@ -23,16 +33,16 @@ class _Kept:
 
     def __init__(self, tail: bytes, reply: Reply, cell: Cell) -> None:
         packet, ring = reply.packet, reply.ring
-        self.tail = tail
+        self.tail = _shared(tail)
         self.cell = cell
-        self.head = packet[2:12]
+        self.head = _shared(packet[2:12])
         self.question_end = reply.question_end
         self.at = 0
         self.step = ring.width if ring else 0
         self.window = ring.width * ring.shown if ring else 0
         self.end = len(ring.records) if ring else 1
         self.ring = ring.records + ring.records[: self.window] if ring else b""
-        self.rest = packet[reply.question_end + self.window :]
+        self.rest = _shared(packet[reply.question_end + self.window :])
 
     @property
     def size(self) -> int:

@@ -18,15 +18,25 @@ def family(address: str) -> socket.AddressFamily | None:
     return kind
 
 
-def canonical(address: str) -> str:
-    """One spelling per address, as `single_address` has it."""
-    return str(ipaddress.IPv6Address(address)) if family(address) == socket.AF_INET6 else address
+AddressKey = int | str
+"""One key per address, however it is spelled; a number, since many are kept. What is no address is its own key."""
+_IPV6 = 1 << 128
 
 
-def single_address(name: Reverse) -> str | None:
+def address_key(address: str) -> AddressKey:
+    kind = family(address)
+    if kind is None:
+        return address
+    number = int.from_bytes(socket.inet_pton(kind, address), "big")
+    return number | _IPV6 if kind is socket.AF_INET6 else number
+
+
+def key_of(name: Reverse) -> AddressKey | None:
     """The address, where the name is of a whole one."""
     network = name.network
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else None
+    if network.prefixlen < network.max_prefixlen:
+        return None
+    return int(network.network_address) | (_IPV6 if network.version == 6 else 0)
 
 
 class VipZone:

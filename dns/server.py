@@ -61,7 +61,7 @@ class DnsServer:
         self._limit = RateLimit(served)
         self._cookies = Cookies()
         self._connections = TcpConnections(self._answer_tcp)
-        self._udp_packets, self._tcp_packets = Packets(), Packets()
+        self._udp_packets, self._tcp_packets = Packets(), Packets(size=4 << 20)
         self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
         self._tasks = Tasks()

@@ -20,7 +20,7 @@ from dnslib import AAAA, NS, PTR, QTYPE, RD, SOA, SRV, TXT, A, DNSLabel
 from mesh.dns import names
 from mesh.dns.instances import ready, select
 from mesh.dns.names import Labels, Name, labels_of, parse_name
-from mesh.dns.reverse import VipZone, canonical, family, single_address
+from mesh.dns.reverse import AddressKey, VipZone, address_key, family, key_of
 from mesh.table import Endpoint, Table, TableDelta, TableService
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
@@ -33,8 +33,8 @@ NEGATIVE_TTL = 5
 _ANY_TTL = 8482
 _RFC8482 = RD(b"\x07RFC8482\x00")
 
-Subject = tuple[str, str]
-"""What an answer was derived from, beside the nodes: `("service", "web")`, `("address", "10.0.0.1")`, or `APEX`."""
+Subject = tuple[str, str | int]
+"""What an answer was derived from, beside the nodes: `("service", "web")`, `("address", KEY)`, or `APEX`."""
 APEX: Subject = ("apex", "")
 """Changes with every Table."""
 
@@ -140,7 +140,7 @@ class Zone:
         self._vip_zone = VipZone(table.vip_range)
         self._table = table
         self._domain = labels_of(table.domain)
-        self._services_at: dict[str, tuple[str, ...]] = {}  # address → services with it as VIP or endpoint
+        self._services_at: dict[AddressKey, tuple[str, ...]] = {}  # address → services with it as VIP or endpoint
         self._parents: Counter[Labels] = Counter()  # reverse names above the VIPs
         for name, service in table.services.items():
             self._index_service(name, None, service)
@@ -170,9 +170,9 @@ class Zone:
 
     def _index_nodes(self) -> None:
         self._nodes = {node.lower(): node for node in self._table.nodes}
-        self._nodes_at: dict[str, list[str]] = {}
+        self._nodes_at: dict[AddressKey, list[str]] = {}
         for name, node in self._table.nodes.items():
-            self._nodes_at.setdefault(canonical(node.address), []).append(name)
+            self._nodes_at.setdefault(address_key(node.address), []).append(name)
 
     # ── Where a name belongs ─────────────────────────────────────────────────────────────────
 
@@ -181,7 +181,7 @@ class Zone:
         if isinstance(name, names.Reverse):
             if apex := self._vip_zone.apex(name.network):
                 return apex
-            address = single_address(name)
+            address = key_of(name)
             known = address in self._services_at or address in self._nodes_at
             return labels if known else None  # a zone of one name: whose address it is, we know best
         return None if isinstance(name, names.Foreign) else self._domain
@@ -189,8 +189,8 @@ class Zone:
     def _subject(self, name: Name) -> Subject:
         match name:
             case names.Reverse():
-                address = single_address(name)
-                return ("address", address) if address else APEX
+                address = key_of(name)
+                return APEX if address is None else ("address", address)
             case (
                 names.Apex()
                 | names.NameServer()
@@ -245,7 +245,7 @@ class Zone:
         return Found(data, service.ttl, glue)
 
     def _find_reverse(self, name: names.Reverse, qtype: int) -> Found | None:
-        address = single_address(name)
+        address = key_of(name)
         if address is None:
             exists = self._parents[self._vip_zone.labels(name.network)] > 0
             return Found() if exists else None
@@ -256,14 +256,14 @@ class Zone:
             return Found()
         return Found([PTR(owner) for owner, _ in owners], min(ttl for _, ttl in owners))
 
-    def _names_at(self, address: str) -> Iterator[tuple[DNSLabel, int]]:
+    def _names_at(self, address: AddressKey) -> Iterator[tuple[DNSLabel, int]]:
         """Every name that has the address, with its TTL."""
         for service_name in self._services_at.get(address, ()):
             service = self._table.services[service_name]
-            if canonical(service.vip) == address:
+            if address_key(service.vip) == address:
                 yield dns_name((service_name, "svc", *self._domain)), service.ttl
             for endpoint in service.endpoints:
-                if canonical(endpoint.address) == address:
+                if address_key(endpoint.address) == address:
                     yield self._instance_name(service_name, endpoint), service.ttl
         for node in self._nodes_at.get(address, ()):
             yield dns_name((*node.split("."), "node", *self._domain)), TTL
@@ -321,9 +321,9 @@ def _texts(endpoint: Endpoint) -> tuple[str, ...]:
     return (release, f"tags={','.join(endpoint.tags)}"[:255]) if endpoint.tags else (release,)
 
 
-def _presence(service: TableService | None) -> set[tuple[str, str, int]]:
+def _presence(service: TableService | None) -> set[tuple[AddressKey, str, int]]:
     """(address, instance or "" for the VIP, TTL): all of a service that PTR records are made from."""
     if service is None:
         return set()
-    present = {(canonical(endpoint.address), endpoint.id, service.ttl) for endpoint in service.endpoints}
-    return present | {(canonical(service.vip), "", service.ttl)} if service.vip else present
+    present = {(address_key(endpoint.address), endpoint.id, service.ttl) for endpoint in service.endpoints}
+    return present | {(address_key(service.vip), "", service.ttl)} if service.vip else present

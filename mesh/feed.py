@@ -18,7 +18,7 @@ import msgspec
 
 from mesh.aio import Backoff, Signal
 from mesh.metrics import Family
-from mesh.table import Table, TableDelta, apply_delta, table_diff
+from mesh.table import RawTable, Table, TableDelta, apply_delta, table_diff
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,13 @@ class Snapshot(Frame, frozen=True):
     table: Table
 
 
+class RawSnapshot(Frame, frozen=True, tag="Snapshot"):
+    """The same, as a worker reads it that keeps services packed."""
+
+    sequence: int
+    table: RawTable
+
+
 class Delta(Frame, frozen=True):
     sequence: int
     delta: TableDelta
@@ -85,7 +92,13 @@ class Quit(Frame, frozen=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_to_worker = msgspec.msgpack.Decoder(NoTable | Snapshot | Delta | AskMetrics | Quit)
+_decode_to_packing_worker = msgspec.msgpack.Decoder(NoTable | RawSnapshot | Delta | AskMetrics | Quit)
 _decode_to_supervisor = msgspec.msgpack.Decoder(Hello | Applied | Problems | Metrics)
+
+
+def _decode_packed(body: bytes) -> NoTable | Snapshot | Delta | AskMetrics | Quit:
+    frame = _decode_to_packing_worker.decode(body)
+    return Snapshot(frame.sequence, frame.table.packed()) if isinstance(frame, RawSnapshot) else frame
 
 
 def _pack(frame: Frame) -> bytes:
@@ -304,14 +317,19 @@ class Follower:
         update: Callable[[Table, TableDelta | None], Awaitable[None]],
         problems: Callable[[], list[str]],
         metrics: Callable[[], list[Family]],
+        packed: bool = False,
     ) -> None:
-        """`begin`: serve without a Table; `update`: serve this one; the rest is asked for the supervisor."""
+        """`begin`: serve without a Table; `update`: serve this one; the rest is asked for the supervisor.
+
+        `packed`: the Table's services are kept as bytes.
+        """
         self._path = path
         self._hello = hello
         self._begin = begin
         self._update = update
         self._problems = problems
         self._metrics = metrics
+        self._decode = _decode_packed if packed else _decode_to_worker.decode
         self._table: Table | None = None
 
     async def run(self, *, survive: bool = True) -> None:
@@ -348,7 +366,7 @@ class Follower:
         watcher = asyncio.create_task(self._report_problems(writer, told), name="problems")
         try:
             while True:
-                match _decode_to_worker.decode(await _read(reader)):
+                match self._decode(await _read(reader)):
                     case NoTable():
                         await self._begin()
                     case Snapshot(sequence, table):

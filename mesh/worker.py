@@ -127,8 +127,9 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     serving = _Serving(plane, kind)
     hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
     follower = Follower(
-        socket, hello, begin=serving.begin, update=serving.update, problems=serving.problems, metrics=plane.metrics
-    )
+        socket, hello, begin=serving.begin, update=serving.update, problems=serving.problems, metrics=plane.metrics,
+        packed=kind == "dns",
+    )  # fmt: skip
     task = asyncio.current_task()
     assert task is not None
     for signal_number in (signal.SIGTERM, signal.SIGINT):

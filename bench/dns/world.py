@@ -67,7 +67,7 @@ def change_one(table: Table, name: str, address: str) -> Table:
     moved = [*service.endpoints]
     moved[place] = msgspec.structs.replace(moved[place], address=address)
     changed = msgspec.structs.replace(service, endpoints=moved)
-    return msgspec.structs.replace(table, index=table.index + 1, services=table.services | {name: changed})
+    return msgspec.structs.replace(table, index=table.index + 1, services={**table.services, name: changed})
 
 
 class History:

@@ -80,7 +80,7 @@ def test_a_change_drops_what_it_touches_and_nothing_else() -> None:
     asked = [question(name) for name in ("redis.svc.cluster", "web.svc.cluster", "nothing.svc.cluster")]
     for query in asked:
         server.ask(query)
-    services = old.services | {"nothing": TableService(vip="10.96.0.99")}
+    services = {**old.services, "nothing": TableService(vip="10.96.0.99")}
     new = Table(index=43, nodes=old.nodes, services=services)
     server.packets.drop(server.zone.update(new, table_diff(old, new)))
     _, _, nothing = (dns.message.from_wire(server.ask(query)) for query in asked)

@@ -188,7 +188,7 @@ async def test_a_delta_is_answered_from_at_once() -> None:
         assert (await ask(server, "new.svc.cluster")).rcode() == dns.rcode.NXDOMAIN
         old = guestbook()
         for vip in ("10.96.5.5", "10.96.5.6"):
-            new = Table(index=43, nodes=old.nodes, services=old.services | {"new": TableService(vip=vip)})
+            new = Table(index=43, nodes=old.nodes, services={**old.services, "new": TableService(vip=vip)})
             delta = table_diff(old, new)
             assert delta
             old = apply_delta(old, delta)
