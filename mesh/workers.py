@@ -33,6 +33,9 @@ ADOPTION = 1.0
 GRACE = 5.0
 """Seconds a worker has to end when told to."""
 
+_SMALL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+"""mallopt(3): memory for a snapshot of the Table goes back to the system when it has been read."""
+
 _SECRETS = ("CONSUL_HTTP_TOKEN", "MESH_ADMIN_TOKEN")
 
 
@@ -208,7 +211,7 @@ class _Slot:
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        environment |= {"MALLOC_ARENA_MAX": "1", "MESH_LOG_LEVEL": logging.getLevelName(log.getEffectiveLevel())}
+        environment |= _SMALL | {"MESH_LOG_LEVEL": logging.getLevelName(log.getEffectiveLevel())}
         self._process = subprocess.Popen(
             command(self._arguments, self.number, self._socket),
             stdin=subprocess.DEVNULL,
