@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import logging
 import os
 import signal
@@ -98,7 +99,8 @@ def _first(error: BaseException | None) -> BaseException | None:
 
 
 def settle() -> None:
-    """After the start: what was imported is not looked at by the collector again, and stays shared."""
+    """After the start: drops what only imports needed, and spares the collector what stays for ever."""
+    linecache.clearcache()  # the source text that pydantic read for the fields' descriptions
     gc.collect()
     gc.freeze()
 
