@@ -38,6 +38,7 @@ class DnsServer:
     upstreams: servers for all other names; none: those of /etc/resolv.conf.
     forward: whether other names are forwarded at all. allow: networks of the clients that may have them.
     node: the node that this server runs on, whose address the NS record's name has.
+    secret: what the cookies are made from, the same in all processes that share a port.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class DnsServer:
         forward: bool = True,
         allow: Sequence[str] = DEFAULT_ALLOW,
         node: str | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._listen = [sockets.parse_address(address) for address in listen]
         self._node = node
@@ -59,7 +61,7 @@ class DnsServer:
         served = Networks(allow)
         self._forwarder = Forwarder(upstreams, served, self._counters, lambda: self.addresses) if forward else None
         self._limit = RateLimit(served)
-        self._cookies = Cookies()
+        self._cookies = Cookies(secret)
         self._connections = TcpConnections(self._answer_tcp)
         self._udp_packets, self._tcp_packets = Packets(), Packets(size=4 << 20)
         self._udp: list[UdpListener] = []

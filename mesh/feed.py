@@ -196,9 +196,10 @@ class Feed:
 
     def publish(self, table: Table) -> int:
         """Makes `table` the newest; its sequence number, for `acknowledged`."""
-        if self._table is None or table_diff(self._table, table) is not None:
+        delta = table_diff(self._table, table) if self._table else None
+        if self._table is None or delta:
+            self._diffs = {(self._sequence, self._sequence + 1): delta} if delta else {}
             self._sequence += 1
-            self._diffs.clear()
             for link in self._links:
                 link.news.set()
         self._table = table

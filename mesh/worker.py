@@ -53,7 +53,23 @@ def command(arguments: Arguments, number: int, socket: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "mesh.worker", kind_of(arguments), str(number), str(socket), told]
 
 
-def build(arguments: Arguments) -> DataPlane:
+def write_secret(folder: Path) -> None:
+    """A new secret for the workers of a folder: in a file, since arguments are for all to see (`ps`)."""
+    path = folder / "secret"
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(os.urandom(32))
+
+
+def read_secret(folder: Path) -> bytes | None:
+    """None: there is none, and each worker has its own."""
+    try:
+        return (folder / "secret").read_bytes()
+    except OSError:
+        return None
+
+
+def build(arguments: Arguments, secret: bytes | None = None) -> DataPlane:
     """The server itself; each kind imports only its own part."""
     if isinstance(arguments, DnsArguments):
         from mesh.dns.server import DEFAULT_ALLOW, DnsServer
@@ -65,6 +81,7 @@ def build(arguments: Arguments) -> DataPlane:
             forward=arguments.forward,
             allow=allow,
             node=arguments.node,
+            secret=secret,
         )
     from mesh.proxy.server import ProxyServer
 
@@ -123,7 +140,7 @@ class _Serving:
 async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     """Runs until told to quit."""
     kind = kind_of(arguments)
-    plane = build(arguments)
+    plane = build(arguments, read_secret(socket.parent))
     serving = _Serving(plane, kind)
     hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
     follower = Follower(

@@ -23,7 +23,7 @@ from mesh.aio import Backoff, Signal, Tasks
 from mesh.feed import Feed, Link
 from mesh.metrics import Family, Sample
 from mesh.table import Table
-from mesh.worker import Arguments, DnsArguments, command, kind_of
+from mesh.worker import Arguments, DnsArguments, command, kind_of, write_secret
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +69,13 @@ class Workers:
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._feed.start()
-        self._tasks.spawn(self._run(), "workers")
+        found = orphans(self._folder)
+        if not found:
+            write_secret(self._folder)
+        self._tasks.spawn(self._run(alone=not found), "workers")
 
-    async def _run(self) -> None:
-        if not orphans(self._folder):
+    async def _run(self, *, alone: bool) -> None:
+        if alone:
             await self._ports_are_free()
         async with asyncio.TaskGroup() as group:
             for slot in self._slots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import dns.asyncquery
 import dns.edns
@@ -16,6 +17,7 @@ from mesh.dns import clients
 from mesh.dns.clients import Networks, RateLimit
 from mesh.dns.cookies import Cookies
 from mesh.dns.server import DEFAULT_ALLOW, DnsServer
+from mesh.worker import read_secret, write_secret
 from tests.dns_server.zones import guestbook
 
 
@@ -73,6 +75,17 @@ def test_cookies_are_good_for_an_hour_and_for_one_address() -> None:
     assert not cookies.is_good(cookie[:-1] + b"x", "192.0.2.1", 1000.0)
     assert not cookies.is_good(b"12345678", "192.0.2.1", 1000.0)
     assert not Cookies().is_good(cookie, "192.0.2.1", 1000.0)
+
+
+def test_workers_of_one_server_know_each_others_cookies(tmp_path: Path) -> None:
+    write_secret(tmp_path)
+    secret = read_secret(tmp_path)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    cookie = Cookies(secret).give(b"12345678", "127.0.0.1", 1000.0)
+    assert Cookies(secret).is_good(cookie, "127.0.0.1", 1000.0)
+    write_secret(tmp_path)
+    assert not Cookies(read_secret(tmp_path)).is_good(cookie, "127.0.0.1", 1000.0)
+    assert read_secret(tmp_path / "elsewhere") is None
 
 
 async def test_over_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
