@@ -63,6 +63,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "consul": ("a real Consul", lambda: _says("consul", "version")),
     "redis": ("redis-server", lambda: _says("redis-server", "--version")),
     "dig": ("dig", lambda: _says("dig", "-v")),
+    "kdig": ("kdig", lambda: _says("kdig", "-V")),
+    "musl": ("musl's compiler", lambda: _says("musl-gcc", "--version")),
     "curl": ("curl", lambda: _says("curl", "--version")),
     "root": ("root's privileges", _root),
 }

@@ -29,6 +29,8 @@ PACKAGES = {
     "dockerd": "docker.io",
     "ip": "iproute2",
     "iptables": "iptables",
+    "kdig": "knot-dnsutils",
+    "musl-gcc": "musl-tools",
     "nft": "nftables",
     "ps": "procps",
     "redis-cli": "redis-tools",
