@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import linecache
 import logging
 import os
 import signal
@@ -99,8 +98,7 @@ def _first(error: BaseException | None) -> BaseException | None:
 
 
 def settle() -> None:
-    """After the start: drops what only imports needed, and spares the collector what stays for ever."""
-    linecache.clearcache()  # the source text that pydantic read for the fields' descriptions
+    """After the start: spares the collector what stays for ever."""
     gc.collect()
     gc.freeze()
 
