@@ -49,8 +49,8 @@ class Answer:
 
 def read_answer(packet: bytes) -> Answer:
     """The records of a response with one question. Raises: Malformed."""
-    flags, _, *counts = HEADER.unpack_from(packet)[1:]
     _, start = read_question(packet)
+    flags, _, *counts = HEADER.unpack_from(packet)[1:]
     at, kept = start, [0, 0, 0]
     end, ttls_at, ttls = start, [], [_LONGEST]
     negative = flags & RCODE == NXDOMAIN or not counts[0]
