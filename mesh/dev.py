@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from mesh.daemon import Stop, run_process, settle
 from mesh.embedded import EmbeddedStore
 from mesh.keys import Keys
 from mesh.leader import Scheduler
+from mesh.localise import Network, loopback_range
 from mesh.model import ClusterConfig
 from mesh.node import Node, choose_runtime
 from mesh.settings import (
@@ -194,6 +196,8 @@ async def _claim_vips(settings: DevSettings, store: Store, keys: Keys) -> socket
     if orphans(settings.state / "workers"):
         return None  # our own workers hold the claim
     for network in (own, *(network for network in _RANGES if network != own)):
+        if _served(network):
+            continue
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             claim.bind(f"\0mesh-dev-vips-{network}")
@@ -205,6 +209,14 @@ async def _claim_vips(settings: DevSettings, store: Store, keys: Keys) -> socket
             await store.put(keys.config, encode_document(changed))
         return claim
     raise StartError("every range of virtual IPs is taken: too many `mesh dev` on this machine")
+
+
+def _served(network: Network) -> bool:
+    """True if some program of this machine, an agent's proxy say, listens on a virtual IP of the range."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {local.partition(":")[0] for _, local, _, state, *_ in sockets if state == "0A"}
+    addresses = [ipaddress.IPv4Address(int.from_bytes(bytes.fromhex(each), sys.byteorder)) for each in listening]
+    return any(address in network or address in loopback_range(network) for address in addresses)
 
 
 _RANGES = [ipaddress.ip_network(f"10.{second}.0.0/16") for second in VIP_RANGES]
