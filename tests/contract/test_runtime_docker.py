@@ -58,8 +58,12 @@ async def answers(address: str, port: int) -> bool:
     except OSError:
         return False
     writer.write(b"GET / HTTP/1.0\r\n\r\n")
-    answer = await reader.read()
-    writer.close()
+    try:
+        answer = await reader.read()
+    except ConnectionResetError:  # the engine's own proxy listens before the program does
+        return False
+    finally:
+        writer.close()
     return answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
 
 
