@@ -62,6 +62,9 @@ STORE_RETRIES = (0.2, 2.0)
 SAY_EVERY = 5.0
 """Seconds between the lines that say that the store is away at the start."""
 
+PATIENCE = 5.0
+"""Seconds for actions that are under way when everything is to be removed."""
+
 WITHDRAWAL = 2.0
 """Seconds that the data plane and the store get to learn of a withdrawal before the drain time begins anyway."""
 
@@ -89,6 +92,7 @@ class Agent:
         self._state = AgentState()
         self._replicas: list[ReplicaReport] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._leaving = False  # nothing is begun any more
         self._probes = Prober(runtime, self._handle)
         self._hands = Hands(runtime, store, self._keys, withdraw=self._withdrawn, tell=self._handle)
 
@@ -146,7 +150,8 @@ class Agent:
 
     async def remove_all(self, grace: float) -> None:
         """Stops and removes every replica of this node, without drain: for `mesh dev`, which leaves nothing."""
-        await self._tasks.close()
+        self._leaving = True
+        await self._tasks.finish(PATIENCE)  # a start that is under way would come after the listing
         instances = await self._runtime.instances()
         await asyncio.gather(*(self._stop(instance.id, grace) for instance in instances))
 
@@ -181,7 +186,7 @@ class Agent:
                     self._probes.begin(id, spec, instance, ready=ready)
                 case Unprobe(id):
                     self._probes.end(id)
-                case _:
+                case _ if not self._leaving:
                     self._tasks.spawn(self._act(action), f"{type(action).__name__} {action.id}")
         self._arm_timer()
         replicas = self._state.reports()
@@ -321,7 +326,7 @@ class Agent:
         return NodeReport(
             node=settings.node,
             address=settings.address,
-            admin=f"http://{settings.admin_listen}",
+            admin=_reachable(settings.admin_listen, settings.address),
             version=__version__,
             runtime=facts.name if facts else before.runtime if before else settings.runtime,
             attributes={
@@ -348,7 +353,7 @@ class Agent:
     def _all_problems(self) -> list[str]:
         problems = [*self._standing_problems, *filter(None, [self._engine_problem])]
         if self._view:
-            mine = (self._keys.node_plan(self._settings.node), self._keys.config)
+            mine = (f"{self._keys.node_plan(self._settings.node)}: ", f"{self._keys.config}: ")
             problems += [f"{text}; what runs is kept" for text in self._view.problems if text.startswith(mine)]
         return problems + self._workers.problems()
 
@@ -392,6 +397,12 @@ class Agent:
                    [Sample(len(self._problems))]),
             *await self._workers.metrics(),
         ]  # fmt: skip
+
+
+def _reachable(listen: str, address: str) -> str:
+    """The URL of what listens there; on every address, that is the node's."""
+    host, _, port = listen.rpartition(":")
+    return f"http://{address if host in ('', '0.0.0.0', '[::]') else host}:{port}"
 
 
 def _now() -> Moment:

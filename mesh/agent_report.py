@@ -113,6 +113,7 @@ class Reporter:
         await self._tasks.close()
         if self._lock:
             await (self._lock.release() if leave else self._lock.abandon())
+            self._lock = None
 
     async def _wake_when_lost(self, lock: Lock) -> None:
         await lock.lost()
@@ -127,6 +128,7 @@ class Reporter:
         version = self._version
         try:
             if self._lock is None or self._lock.is_lost:
+                await self.close(leave=False)
                 await self.claim()
             assert self._lock is not None
             written = await self._store.acquire(self._key, fitted(self._report()), self._lock.session.id)

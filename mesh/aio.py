@@ -74,6 +74,12 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()):
             log.error("task %s failed: %s", task.get_name(), error, exc_info=error)
 
+    async def finish(self, timeout: float) -> None:
+        """Gives all of them `timeout` seconds to end by themselves, then cancels the rest."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout)
+        await self.close()
+
     async def close(self) -> None:
         """Cancels all and waits for their end."""
         tasks = list(self._tasks)

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -32,11 +33,16 @@ LINGER = 60.0
 """Seconds the data plane goes on after SIGTERM, for an agent that is restarted."""
 
 
+IMPATIENCE = 0.5
+"""Seconds after which a second SIGINT means: at once. Sooner, it is the same Ctrl-C, passed on by a wrapper too."""
+
+
 class Stop:
     """Told to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
         self._told = asyncio.Event()
 
     def listen(self) -> None:
@@ -45,9 +51,11 @@ class Stop:
             loop.add_signal_handler(number, self._tell, number)
 
     def _tell(self, number: signal.Signals) -> None:
-        if self.signal is not None and number is signal.SIGINT:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = number, now
+        elif number is signal.SIGINT and now - self._since > IMPATIENCE:
             os._exit(130)
-        self.signal = self.signal or number
         self._told.set()
 
     async def wait(self) -> None:
@@ -116,13 +124,16 @@ async def _agent(settings: AgentSettings, stop: Stop) -> None:
 
     with locked(settings.state, "one agent for each state folder; choose another with --state"):
         node = Node(await choose_runtime(settings))
+        linger = LINGER
         try:
             await node.start()
             settle()
             await until_stopped(node.run(), stop)
+        except (StartError, StoreError):  # it never became this node's agent
+            linger = 0.0
+            raise
         finally:
-            restart = stop.signal is signal.SIGTERM
-            await node.close(linger=LINGER if restart else 0.0)
+            await node.close(linger=0.0 if stop.signal is signal.SIGINT else linger)
 
 
 # ── scheduler ────────────────────────────────────────────────────────────────────────────────

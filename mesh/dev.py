@@ -246,6 +246,10 @@ def _greeting(node: Node, seconds: float) -> Iterator[str]:
     host, _, port = settings.dns_listen[0].rpartition(":")
     dig = f"dig @{host}" + (f" -p {port}" if port != "53" else "")
     yield f"mesh dev is ready after {seconds:.1f} s: node {settings.node}, store {settings.store.address}"
+    if node.chosen.why:
+        yield f"replicas are local processes: {node.chosen.why}"
+    for problem in node.chosen.problems:
+        yield f"problem: {problem}"
     if vips and vips.mode == "loopback":
         moved = vip_route.first_port()
         yield f"virtual IPs are addresses of 127.0.0.0/8, and ports below {moved} are moved up by 8000: {vips.why}"

@@ -28,6 +28,7 @@ class Chosen:
     runtime: Runtime
     settings: AgentSettings
     problems: tuple[str, ...] = ()
+    why: str = ""  # it is not the Docker engine, where that would have been preferred
 
 
 class Node:
@@ -35,6 +36,7 @@ class Node:
 
     def __init__(self, chosen: Chosen, *, inherit: Sequence[int] = ()) -> None:
         """`inherit`: descriptors that the workers keep open."""
+        self.chosen = chosen
         self.settings = settings = chosen.settings
         self.runtime = runtime = chosen.runtime
         self.store: Store = ConsulStore(settings.store)
@@ -90,7 +92,7 @@ async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> 
     `with_dns`: containers that could not resolve the mesh's names are no choice.
     """
     memory = settings.state / "runtime"
-    wanted = settings.runtime
+    wanted, why = settings.runtime, ""
     if wanted == "auto" and memory.exists():
         wanted = memory.read_text().strip()
     if wanted == "auto":
@@ -105,13 +107,13 @@ async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> 
                 return docker
             await docker.runtime.close()
         log.info("runtime: local processes, since %s", fault)
-        wanted = "process"
+        wanted, why = "process", fault
     memory.write_text(wanted)
     if wanted == "docker":
         return await _docker(settings)
     from mesh.process import ProcessRuntime
 
-    return Chosen(ProcessRuntime(settings.state, settings.node, address=settings.address), settings)
+    return Chosen(ProcessRuntime(settings.state, settings.node, address=settings.address), settings, why=why)
 
 
 async def _docker(settings: AgentSettings) -> Chosen:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+
+CAP_NET_BIND_SERVICE = 10
+"""Its bit among a process's capabilities, see capabilities(7)."""
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +77,10 @@ def _binds(vip_range: str) -> bool:
 
 def first_port() -> int:
     """The lowest port that this process may bind."""
-    if os.geteuid() == 0:
-        return 1
     try:
+        status = Path("/proc/self/status").read_text()
+        if int(status.partition("CapEff:")[2].split()[0], 16) >> CAP_NET_BIND_SERVICE & 1:
+            return 1
         return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         return 1024
