@@ -336,3 +336,15 @@ async def test_metrics_say_how_the_node_is(world: World) -> None:
         assert [(sample.labels, sample.value) for sample in families["mesh_replicas"].samples] == [
             ({"state": "ready"}, 1)
         ]
+
+
+async def test_a_start_under_way_does_not_outlive_the_removal_of_everything(world: World) -> None:
+    world.runtime.start_delay = 0.2
+    async with world.agent() as agent:
+        await world.plan("web-1-aaaa")
+        await world.until_state("web-1-aaaa", "starting")
+        await agent.remove_all(1.0)
+        assert world.ground.instances == {}
+        await world.plan("web-1-aaaa", "web-2-aaaa")
+        await until(lambda: world.replica("web-2-aaaa"), "the new plan is seen")
+        assert world.ground.instances == {}, "nothing is begun any more"

@@ -323,3 +323,24 @@ async def test_without_a_store_it_waits_and_says_so(processes: Processes, tmp_pa
     await asyncio.to_thread(eventually, lambda: "waiting for the store" in processes.output(), "the sentence")
     assert store.address in processes.output()
     await store.close()
+
+
+def test_a_doubled_ctrl_c_is_one_and_a_later_one_means_at_once() -> None:
+    script = """
+import asyncio, os, signal
+from mesh.daemon import IMPATIENCE, Stop
+async def main():
+    stop = Stop()
+    stop.listen()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.05)
+    await stop.wait()
+    print("told", flush=True)
+    await asyncio.sleep(IMPATIENCE)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(20)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("told\n", 130)
