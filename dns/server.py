@@ -32,7 +32,7 @@ DEFAULT_ALLOW = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
 
 
 class DnsServer:
-    """A `DataPlane` (see `mesh/plane.py`).
+    """A `DataPlane` (see `mesh/dataplane/plane.py`).
 
     listen: `ADDR:PORT`s, each for UDP and TCP; port 0 takes a free one (see `addresses`).
     upstreams: servers for all other names; none: those of /etc/resolv.conf.

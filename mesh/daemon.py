@@ -19,13 +19,13 @@ import uvloop
 
 from mesh import console
 from mesh.admin import Admin, Sources
+from mesh.dataplane.table_file import TableFile
+from mesh.dataplane.worker import Arguments, DnsArguments, ProxyArguments
+from mesh.dataplane.workers import Workers, refused_addresses
 from mesh.metrics import Family
 from mesh.settings import AgentSettings, DnsSettings, ProxySettings, SchedulerSettings
 from mesh.startup import StartError, locked
 from mesh.store import StoreError
-from mesh.table_file import TableFile
-from mesh.worker import Arguments, DnsArguments, ProxyArguments
-from mesh.workers import Workers, refused_addresses
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def run_agent(settings: AgentSettings) -> int:
 
 
 async def _agent(settings: AgentSettings, stop: Stop) -> None:
-    from mesh.node import Node, choose_runtime
+    from mesh.agent.node import Node, choose_runtime
 
     with locked(settings.state, "one agent for each state folder; choose another with --state"):
         node = Node(await choose_runtime(settings))
@@ -145,9 +145,9 @@ def run_scheduler(settings: SchedulerSettings) -> int:
 
 
 async def _scheduler(settings: SchedulerSettings, stop: Stop) -> None:
-    from mesh.consul import ConsulStore
     from mesh.keys import Keys
     from mesh.leader import Scheduler
+    from mesh.store.consul import ConsulStore
 
     store = ConsulStore(settings.store)
     scheduler = Scheduler(store, Keys(settings.store.root), settings)

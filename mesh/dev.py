@@ -22,15 +22,15 @@ from pathlib import Path
 
 import msgspec
 
-from mesh import console, vip_route
-from mesh.consul import ConsulStore
+from mesh import console
+from mesh.agent import vip_route
+from mesh.agent.localise import Network, loopback_range
+from mesh.agent.node import Node, choose_runtime
 from mesh.daemon import Stop, run_process, settle
-from mesh.embedded import EmbeddedStore
+from mesh.dataplane.workers import orphans, refused_addresses
 from mesh.keys import Keys
 from mesh.leader import Scheduler
-from mesh.localise import Network, loopback_range
 from mesh.model import ClusterConfig
-from mesh.node import Node, choose_runtime
 from mesh.settings import (
     AgentSettings,
     DevInfo,
@@ -39,11 +39,12 @@ from mesh.settings import (
     SchedulerSettings,
     StoreSettings,
 )
-from mesh.settings_sources import dev_state, host_name
+from mesh.settings.sources import dev_state, host_name
 from mesh.startup import StartError, locked
 from mesh.store import Store, StoreError
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
 from mesh.view import decode_document, encode_document
-from mesh.workers import orphans, refused_addresses
 
 log = logging.getLogger(__name__)
 

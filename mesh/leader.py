@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mesh import lease
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.keys import Keys
 from mesh.metrics import Family, Sample
@@ -26,7 +25,7 @@ from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.settings import SchedulerSettings
-from mesh.store import MAX_TXN_OPS, Entry, Listing, Op, Store, StoreError
+from mesh.store import MAX_TXN_OPS, Entry, Listing, Op, Store, StoreError, lease
 from mesh.view import View, ViewReader, encode_document
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import msgspec
 
 from mesh import model
 from mesh.keys import Keys
-from mesh.spec import ServiceSpec, parse_spec_json
-from mesh.spec_errors import SpecError
-from mesh.strict_json import DocumentError, parse_json
+from mesh.spec.errors import SpecError
+from mesh.spec.service import ServiceSpec, parse_spec_json
+from mesh.spec.strict_json import DocumentError, parse_json
 from mesh.table import TableRoute
 from mesh.units import shown
 

@@ -7,7 +7,7 @@ a while and is killed is replaced at once, while one that dies at its start is t
 from __future__ import annotations
 
 from mesh.model import SlotState
-from mesh.spec import Restart
+from mesh.spec.service import Restart
 
 _DOUBLINGS = 32
 """Beyond this every delay is at its maximum, and the power would overflow."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from mesh.model import Release, ServicePlan
 from mesh.scheduler.filters import Constraint, ConstraintError, parse_constraint
-from mesh.spec import ServiceSpec, trusted_spec
-from mesh.spec_errors import SpecError
+from mesh.spec.errors import SpecError
+from mesh.spec.service import ServiceSpec, trusted_spec
 
 HostPort = tuple[int, str]
 """A static port of a node: number, and `tcp` or `udp`."""

@@ -25,7 +25,7 @@ from mesh.scheduler.plan import Outcome
 from mesh.scheduler.plan_size import PlanSizes
 from mesh.scheduler.service import Decision, Input
 from mesh.scheduler.vips import VipPool
-from mesh.spec_checks import MAX_NAME
+from mesh.spec.checks import MAX_NAME
 from mesh.view import View
 
 NO_MEMORY = Memory()

@@ -9,8 +9,8 @@ import msgspec
 from mesh.model import PublishedPort, Release, ServicePlan
 from mesh.scheduler import rollout
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, draw
-from mesh.spec import ServiceSpec
-from mesh.spec_errors import SpecError
+from mesh.spec.errors import SpecError
+from mesh.spec.service import ServiceSpec
 from mesh.view import Wish
 
 MAX_RELEASES = 10

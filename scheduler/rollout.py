@@ -22,7 +22,7 @@ import msgspec
 from mesh.model import Release, Rollout, RolloutState, Slot, SlotState
 from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.classify import Seat
-from mesh.spec import Update
+from mesh.spec.service import Update
 from mesh.units import format_duration, parse_share
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from bench.dns.servers import Client, Server
 from bench.dns.world import History, addresses_of, change_one, fresh_addresses
+from mesh.dataplane.workers import Workers
 from mesh.table import Table
-from mesh.workers import Workers
 
 CHANGES = 100
 """A second."""

@@ -15,9 +15,9 @@ from typing import cast
 from urllib.request import Request, urlopen
 
 from bench.dns.world import answered_addresses, query
+from mesh.dataplane.worker import DnsArguments
+from mesh.dataplane.workers import Workers
 from mesh.table import Table
-from mesh.worker import DnsArguments
-from mesh.workers import Workers
 from tests.parts.consul import ConsulServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1

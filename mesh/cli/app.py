@@ -12,8 +12,8 @@ from mesh import __version__, console
 from mesh.cli import daemons, desired, inspection, replicas, tools  # noqa: F401  (in the order of the help's panels)
 from mesh.cli.base import Failed
 from mesh.cli.base import app as app
-from mesh.settings_sources import SettingsError
-from mesh.spec_errors import SpecError
+from mesh.settings.sources import SettingsError
+from mesh.spec.errors import SpecError
 from mesh.store import StoreError
 
 

@@ -10,7 +10,7 @@ import typer
 
 from mesh import console, units
 from mesh.keys import Keys
-from mesh.settings_sources import Sources
+from mesh.settings.sources import Sources
 from mesh.suggestion import suggestion
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Mesh:
 
     def known_services(self, view: "View", names: Sequence[str]) -> None:
         """Raises `Failed` for names that are no service."""
-        from mesh.status import service_names
+        from mesh.cli.status import service_names
 
         known = service_names(view)
         if unknown := [name for name in names if name not in known]:
@@ -162,7 +162,7 @@ def _connection(
 
 
 async def _run(body: Callable[..., Awaitable[None]], values: dict[str, Any]) -> None:
-    from mesh.consul import ConsulStore
+    from mesh.store.consul import ConsulStore
 
     flags = {name: values.pop(name) for name in inspect.signature(_connection).parameters}
     sources = Sources.read(flags.pop("config"))

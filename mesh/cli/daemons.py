@@ -8,7 +8,7 @@ import typer
 from mesh import console
 from mesh.cli.base import Config, StoreAddress, TokenFile, command
 from mesh.settings import DnsSettings, ProxySettings
-from mesh.settings_sources import SettingsError, Sources, check_listen
+from mesh.settings.sources import SettingsError, Sources, check_listen
 
 _PANEL = "Run it"
 
@@ -132,7 +132,7 @@ def store(
 ) -> None:
     """The embedded store alone: speaks the part of Consul's HTTP API that the mesh uses."""
     from mesh.daemon import Stop, run_process
-    from mesh.embedded import EmbeddedStore
+    from mesh.store.embedded import EmbeddedStore
 
     settings = Sources.read(config).embedded(data=data, listen=listen)
 

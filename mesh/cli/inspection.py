@@ -59,8 +59,8 @@ async def nodes(mesh: Mesh, watch: Watch = False, json: Json = False) -> None:
 async def events(mesh: Mesh, service: OneService = None, follow: Follow = False, json: Json = False) -> None:
     """What happened, oldest first, with its cause."""
     from mesh.cli import screens
-    from mesh.status import EventStatus
-    from mesh.status import events as events_of
+    from mesh.cli.status import EventStatus
+    from mesh.cli.status import events as events_of
 
     shown: set[EventStatus] = set()
     async for view in mesh.views():

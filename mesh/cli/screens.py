@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mesh import console, units
-from mesh.status import EventStatus, NodeStatus, ServiceStatus, node_statuses, service_names, service_status
+from mesh.cli.status import EventStatus, NodeStatus, ServiceStatus, node_statuses, service_names, service_status
 from mesh.view import View
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mesh import specfile
 from mesh.scheduler.blueprint import draw
-from mesh.spec import ServiceSpec
+from mesh.spec import files as specfile
+from mesh.spec.service import ServiceSpec
 
 
 def read_specs(paths: Sequence[str]) -> list[ServiceSpec]:

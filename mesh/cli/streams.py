@@ -12,8 +12,8 @@ import msgspec
 from mesh import console
 from mesh.aio import Tasks
 from mesh.cli.base import Failed, Mesh
+from mesh.cli.status import ReplicaStatus, service_names, service_status
 from mesh.model import ReplicaState
-from mesh.status import ReplicaStatus, service_names, service_status
 from mesh.suggestion import suggestion
 from mesh.view import View
 

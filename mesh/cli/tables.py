@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mesh.cli.base import Failed, Invalid
 from mesh.settings import StoreSettings
-from mesh.settings_sources import Sources
+from mesh.settings.sources import Sources
 from mesh.table import Table, TableError, parse_table
 
 _TIMEOUT = 5.0

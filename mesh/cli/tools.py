@@ -7,7 +7,7 @@ import typer
 
 from mesh import __version__, console
 from mesh.cli.base import Config, Invalid, Json, StoreAddress, TokenFile, command
-from mesh.settings_sources import Sources
+from mesh.settings.sources import Sources
 
 _PANEL = "Check and explain"
 
@@ -18,7 +18,7 @@ def validate(
 ) -> None:
     """Say everything that is wrong with specs, without a store."""
     from mesh.cli.specs import read_specs
-    from mesh.spec_errors import SpecError
+    from mesh.spec.errors import SpecError
 
     try:
         specs = read_specs(paths)
@@ -37,7 +37,7 @@ def validate(
 @command(_PANEL, example="mesh schema > mesh-service.schema.json")
 def schema() -> None:
     """JSON Schema of a service spec, for editors that complete and check it."""
-    from mesh.spec_schema import json_schema
+    from mesh.spec.schema import json_schema
 
     console.print_json(json_schema())
 
@@ -71,7 +71,7 @@ def doctor(
     import asyncio
     from dataclasses import asdict
 
-    from mesh.doctor import examine
+    from mesh.cli.doctor import examine
 
     sources = Sources.read(config)
     settings = sources.agent(

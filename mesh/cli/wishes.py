@@ -5,10 +5,11 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mesh import console, status
+from mesh import console
+from mesh.cli import status
 from mesh.cli.base import Failed, Mesh
-from mesh.spec import ServiceSpec, parse_spec_json
-from mesh.spec_errors import SpecError
+from mesh.spec.errors import SpecError
+from mesh.spec.service import ServiceSpec, parse_spec_json
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, Entry, Op
 from mesh.view import View
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from mesh.agent_report import fitted, session_name
+from mesh.agent.report import fitted, session_name
 from mesh.model import NodeReport, ReplicaReport, ReplicaState
 from mesh.store import MAX_VALUE
 

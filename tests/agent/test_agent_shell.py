@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from mesh.agent import Agent
-from mesh.feed import Follower, Hello
-from mesh.lease import Held
+from mesh.agent.agent import Agent
+from mesh.dataplane.feed import Follower, Hello
+from mesh.dataplane.workers import Workers
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ServicePlan, Want
 from mesh.settings import AgentSettings, StoreSettings
+from mesh.store.lease import Held
 from mesh.table import Table, TableDelta
 from mesh.view import decode_document, encode_document
-from mesh.workers import Workers
 from tests.fakes.runtime import FakeRuntime, Ground, Program
 from tests.fakes.store import FakeStore
 

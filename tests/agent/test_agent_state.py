@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mesh.agent_events import (
+from mesh.agent.events import (
     Action,
     Event,
     Explain,
@@ -35,10 +35,10 @@ from mesh.agent_events import (
     Withdraw,
     Withdrawn,
 )
-from mesh.agent_state import AgentState
-from mesh.health import Verdict
+from mesh.agent.state import AgentState
 from mesh.model import Assignment, NodePlan, ReplicaReport, ReplicaState, Want, may_follow
 from mesh.runtime import Instance, InstanceState
+from mesh.runtime.health import Verdict
 
 ID = "web-1-0a0a"
 WEB: dict[str, Any] = {

@@ -17,12 +17,12 @@ from typing import Any
 import dnslib
 import pytest
 
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
+from mesh.dataplane.workers import orphans
 from mesh.model import Assignment, NodePlan, NodeReport, ReplicaReport, ServicePlan
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
 from mesh.view import decode_document, encode_document
-from mesh.workers import orphans
 
 MESH = [sys.executable, "-c", "from mesh.cli import main; main()"]
 

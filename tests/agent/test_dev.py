@@ -15,7 +15,7 @@ from mesh import dev
 from mesh.keys import Keys
 from mesh.model import ClusterConfig
 from mesh.settings import DevSettings, StoreSettings
-from mesh.settings_sources import dev_state
+from mesh.settings.sources import dev_state
 from mesh.startup import StartError, locked
 from mesh.view import decode_document
 from tests.fakes.store import FakeStore

@@ -7,7 +7,7 @@ import ipaddress
 import msgspec
 import pytest
 
-from mesh.localise import Localiser, loopback_range, loopback_vip
+from mesh.agent.localise import Localiser, loopback_range, loopback_vip
 from mesh.table import Table, TablePort, TableRoute, TableService, table_diff
 
 

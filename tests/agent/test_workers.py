@@ -14,9 +14,9 @@ from typing import Any
 import dnslib
 import pytest
 
+from mesh.dataplane.worker import DnsArguments, ProxyArguments
+from mesh.dataplane.workers import Workers, orphans, refused_addresses
 from mesh.table import Endpoint, Table, TablePort, TableService
-from mesh.worker import DnsArguments, ProxyArguments
-from mesh.workers import Workers, orphans, refused_addresses
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.model import NodePlan, NodeReport, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan
-from mesh.spec import parse_spec
+from mesh.spec.service import parse_spec
 from tests.cli.conftest import Kv, Mesh
 
 WEB = "name: web\nimage: web:1\nreplicas: 2\nports: {http: {port: 80, protocol: http}}\n"

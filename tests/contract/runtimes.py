@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mesh.docker import DockerRuntime
 from mesh.model import Assignment
-from mesh.process import ProcessRuntime
 from mesh.runtime import Instance, InstanceState, Launch, Runtime
-from mesh.spec import parse_spec
+from mesh.runtime.docker import DockerRuntime
+from mesh.runtime.process import ProcessRuntime
+from mesh.spec.service import parse_spec
 from tests.fakes.runtime import FakeRuntime, Ground, Program
 
 DEADLINE = 20.0

@@ -15,9 +15,9 @@ import docker
 import pytest
 
 from mesh.aio import Tasks
-from mesh.docker import DockerRuntime, docker_available
 from mesh.runtime import ImageMissing, InstanceState, RuntimeFault, RuntimeUnavailable
-from mesh.spec import parse_spec
+from mesh.runtime.docker import DockerRuntime, docker_available
+from mesh.spec.service import parse_spec
 from tests.contract.runtimes import DEADLINE, SLEEP, Lab, eventually, lab
 from tests.parts.docker import PrivateEngine
 from tests.parts.images import python_image, tiny_image
@@ -309,10 +309,10 @@ class Cable:
 async def test_a_remote_engine_whose_cable_is_cut(
     client: Any, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.docker.PING_INTERVAL", 0.1)
-    monkeypatch.setattr("mesh.docker.PING_TIMEOUT", 0.5)
-    monkeypatch.setattr("mesh.docker_engine.PING_TIMEOUT", 0.5)
-    monkeypatch.setattr("mesh.docker_engine.CALL_TIMEOUT", 2.0)
+    monkeypatch.setattr("mesh.runtime.docker.PING_INTERVAL", 0.1)
+    monkeypatch.setattr("mesh.runtime.docker.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("mesh.runtime.docker_engine.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("mesh.runtime.docker_engine.CALL_TIMEOUT", 2.0)
     cable = Cable()
     async with lab("docker", tmp_path, image, docker_host=await cable.lay()) as here:
         started = await here.start(SLEEP)

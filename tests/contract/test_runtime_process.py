@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mesh.process import ProcessRuntime
-from mesh.process_table import ProcessId, processes_with
 from mesh.runtime import InstanceState, RuntimeFault
-from mesh.spec import parse_spec
+from mesh.runtime.process import ProcessRuntime
+from mesh.runtime.process_table import ProcessId, processes_with
+from mesh.spec.service import parse_spec
 from tests.contract.runtimes import FAIL, POLITE, SLEEP, Lab, eventually, lab
 
 

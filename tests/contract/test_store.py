@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, Change, Op, Store, StoreRejected
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
 

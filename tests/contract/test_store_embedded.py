@@ -16,12 +16,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
-from mesh.embedded_db import Database, DatabaseError
-from mesh.embedded_state import Draft
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import MAX_VALUE, Op, StoreError, StoreUnavailable
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
+from mesh.store.embedded_db import Database, DatabaseError
+from mesh.store.embedded_state import Draft
 from tests.parts.consul import consul_binary, free_port
 
 DEADLINE = 30.0
@@ -177,7 +177,7 @@ async def test_a_blocking_query_ends_with_its_wait(http: aiohttp.ClientSession, 
 
 
 async def test_blocking_queries_are_bounded(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.embedded.MAX_BLOCKING_QUERIES", 0)
+    monkeypatch.setattr("mesh.store.embedded.MAX_BLOCKING_QUERIES", 0)
     async with aiohttp.ClientSession(server.address) as http:
         async with http.get("/v1/kv/a", params={"index": 1}) as answer:
             assert answer.status == 429
@@ -442,7 +442,7 @@ async def test_a_session_that_ends_while_the_disk_is_full_ends_afterwards(
         entry = await store.get("lock")
         return entry is not None and entry.session is None
 
-    monkeypatch.setattr("mesh.embedded.RETRY_EXPIRY", 0.01)
+    monkeypatch.setattr("mesh.store.embedded.RETRY_EXPIRY", 0.01)
     with monkeypatch.context() as full:
         full.setattr(Database, "commit", refuse)
         await eventually(was_tried_again)

@@ -14,11 +14,11 @@ from typing import Protocol
 import pytest
 from aiohttp import web
 
-from mesh.consul import ConsulStore
-from mesh.consul_diagnosis import diagnose
-from mesh.embedded import EmbeddedStore
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import Change, Op, StoreDenied, StoreError, StoreRejected, StoreUnavailable
+from mesh.store.consul import ConsulStore
+from mesh.store.diagnosis import diagnose
+from mesh.store.embedded import EmbeddedStore
 from tests.parts.consul import ConsulServer, consul_binary, free_port
 
 DEADLINE = 30.0
@@ -229,7 +229,7 @@ async def test_an_impossible_address_is_refused(address: str) -> None:
 
 @pytest.mark.consul
 async def test_a_hanging_store_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.consul_http.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("mesh.store.consul_http.ANSWER_TIMEOUT", 0.2)
     with ConsulServer(tmp_path) as consul:
         async with connected(consul.settings) as store:
             await store.put("t/a", b"")

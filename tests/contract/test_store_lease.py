@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mesh import lease
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
-from mesh.lease import Held, KeptSession, Lock
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
-from mesh.store import Op, Store, StoreUnavailable
+from mesh.store import Op, Store, StoreUnavailable, lease
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
+from mesh.store.lease import Held, KeptSession, Lock
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import Change, Entry, Op, Store
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
 

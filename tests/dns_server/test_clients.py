@@ -13,11 +13,11 @@ import dns.rcode
 import pytest
 
 import dns.message
+from mesh.dataplane.worker import read_secret, write_secret
 from mesh.dns import clients
 from mesh.dns.clients import Networks, RateLimit
 from mesh.dns.cookies import Cookies
 from mesh.dns.server import DEFAULT_ALLOW, DnsServer
-from mesh.worker import read_secret, write_secret
 from tests.dns_server.zones import guestbook
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from mesh.cli.status import NodeStatus, ServiceStatus
 from mesh.settings import AgentSettings
-from mesh.settings_sources import Sources
-from mesh.status import NodeStatus, ServiceStatus
+from mesh.settings.sources import Sources
 
 DOCS = Path(__file__).parents[2] / "docs"
 

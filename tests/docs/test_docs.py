@@ -11,8 +11,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from mesh import keys
-from mesh.spec import parse_spec
-from mesh.specfile import parse_documents
+from mesh.spec.files import parse_documents
+from mesh.spec.service import parse_spec
 from mesh.table import parse_table
 from tools import reference
 

@@ -22,7 +22,7 @@ from mesh.runtime import (
     RuntimeFault,
     RuntimeUnavailable,
 )
-from mesh.spec import ServiceSpec
+from mesh.spec.service import ServiceSpec
 
 NUMBERS = {number.name: number.value for number in signal.Signals}
 

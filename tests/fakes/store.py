@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from mesh.aio import Signal
-from mesh.embedded_state import Draft, Refused, Row, Session, State, UnknownSession
 from mesh.store import (
     MAX_TXN_OPS,
     MAX_VALUE,
@@ -25,6 +24,7 @@ from mesh.store import (
     TxnResult,
     key_fault,
 )
+from mesh.store.embedded_state import Draft, Refused, Row, Session, State, UnknownSession
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,7 @@ from typing import Any
 import docker
 from docker.errors import DockerException
 
-from mesh.process_table import ProcessId
+from mesh.runtime.process_table import ProcessId
 
 START_TIMEOUT = 30.0
 

@@ -4,8 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from mesh.embedded import EmbeddedStore
 from mesh.settings import EmbeddedStoreSettings
+from mesh.store.embedded import EmbeddedStore
 
 
 async def main(folder: str, listen: str) -> None:

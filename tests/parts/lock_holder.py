@@ -6,10 +6,9 @@ It deliberately never looks whether it still leads. Exit code 0: the store refus
 import asyncio
 import sys
 
-from mesh import lease
-from mesh.consul import ConsulStore
 from mesh.settings import StoreSettings
-from mesh.store import Op
+from mesh.store import Op, lease
+from mesh.store.consul import ConsulStore
 
 
 async def main(address: str, key: str, ttl: float) -> None:

@@ -16,7 +16,7 @@ from mesh.proxy.policy import Policy, parse_policy
 from mesh.proxy.retry import FLOOR, WINDOW, RetryBudget, may_retry
 from mesh.proxy.route import Router
 from mesh.proxy.timers import NEVER, TICK, Timed, Wheel
-from mesh.spec_traffic import Traffic
+from mesh.spec.traffic import Traffic
 from mesh.table import Rule, TableRoute, Target
 from tests.proxy_server.wire import Mesh, answering, free_port
 

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 import pytest
 
-from mesh import lease
 from mesh.keys import Keys
 from mesh.leader import MAX_TXN_BYTES, Scheduler, transactions
 from mesh.model import Capacity, NodePlan, NodeReport, ServicePlan
 from mesh.scheduler.plan import Outcome
 from mesh.settings import SchedulerSettings, StoreSettings
-from mesh.store import MAX_TXN_OPS
+from mesh.store import MAX_TXN_OPS, lease
 from mesh.view import View, encode_document
 from tests.fakes.store import FakeStore
 

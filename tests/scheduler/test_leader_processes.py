@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mesh.consul import ConsulStore
-from mesh.embedded import EmbeddedStore
 from mesh.keys import Keys
 from mesh.model import Capacity, NodePlan, NodeReport, Want
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
+from mesh.store.consul import ConsulStore
+from mesh.store.embedded import EmbeddedStore
 from mesh.view import encode_document
 from tests.parts.consul import ConsulServer
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mesh.model import Capacity
 from mesh.scheduler.blueprint import Blueprint, draw
 from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request, place
-from mesh.spec import parse_spec
+from mesh.spec.service import parse_spec
 
 MI = 2**20
 

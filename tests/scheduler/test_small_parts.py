@@ -7,7 +7,7 @@ from mesh.model import Rollout, RolloutState, SlotState
 from mesh.scheduler import backoff
 from mesh.scheduler.rollout import Allowance, Progress, advance, allowance, next_deadline
 from mesh.scheduler.vips import VipPool
-from mesh.spec import Restart, Update
+from mesh.spec.service import Restart, Update
 
 RESTART = Restart()
 

@@ -33,8 +33,8 @@ from mesh.model import (
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
-from mesh.spec import ServiceSpec, parse_spec, trusted_spec
-from mesh.spec_errors import SpecError
+from mesh.spec.errors import SpecError
+from mesh.spec.service import ServiceSpec, parse_spec, trusted_spec
 from mesh.view import NodeView, View, Wish
 
 GI = 2**30

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mesh import docker_config as config
 from mesh.model import Assignment
 from mesh.runtime import InstanceState, Launch
-from mesh.spec import parse_spec
+from mesh.runtime import docker_config as config
+from mesh.spec.service import parse_spec
 
 MARKS = {"mesh.id": "web-1-aaaa", "mesh.service": "web", "mesh.slot": "1", "mesh.release": "2",
          "mesh.ports": "http=8080/tcp dns=53/udp"}  # fmt: skip

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh import doctor
-from mesh.consul_diagnosis import StoreDiagnosis
-from mesh.doctor import Finding
+from mesh.cli import doctor
+from mesh.cli.doctor import Finding
+from mesh.store.diagnosis import StoreDiagnosis
 
 ALL_CAPABILITIES = 0x3FFFFFFFFF
 HEALTHY = StoreDiagnosis("http://c:8500", version="1.8.7", leader="10.0.0.1:8300", write_seconds=0.002,

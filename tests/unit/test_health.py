@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.aio import Signal
-from mesh.health import HURRY, Prober, ProbeState, Verdict, problem_of
 from mesh.model import Assignment
-from mesh.probes import check_of
 from mesh.runtime import Instance, InstanceState, Launch
-from mesh.spec import ServiceSpec, parse_spec
+from mesh.runtime.health import HURRY, Prober, ProbeState, Verdict, problem_of
+from mesh.runtime.probes import check_of
+from mesh.spec.service import ServiceSpec, parse_spec
 from tests.fakes.runtime import FakeRuntime, Ground, Program
 
 DEADLINE = 10.0

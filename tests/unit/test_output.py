@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.output import BLOCK, LONGEST_LINE, MAX_COLLECTED, LineSplitter, OutputFile, collect
+from mesh.runtime.output import BLOCK, LONGEST_LINE, MAX_COLLECTED, LineSplitter, OutputFile, collect
 
 
 @given(st.lists(st.binary()))

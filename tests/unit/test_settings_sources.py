@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.settings import AgentSettings
-from mesh.settings_sources import SettingsError, Sources, host_name, running_dev
+from mesh.settings.sources import SettingsError, Sources, host_name, running_dev
 
 
 def sources(tmp_path: Path, config: str | None = None, **environ: str) -> Sources:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh.spec import Probe, ServiceSpec, SpecError, parse_spec, parse_spec_json, trusted_spec
-from mesh.spec_checks import RESERVED_NAMES
-from mesh.spec_errors import MAX_ERRORS
-from mesh.spec_fields import Part
-from mesh.spec_schema import json_schema
+from mesh.spec.checks import RESERVED_NAMES
+from mesh.spec.errors import MAX_ERRORS
+from mesh.spec.fields import Part
+from mesh.spec.schema import json_schema
+from mesh.spec.service import Probe, ServiceSpec, SpecError, parse_spec, parse_spec_json, trusted_spec
 
 
 def errors(data: Any, name: str | None = None) -> list[str]:

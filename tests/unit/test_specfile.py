@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh.spec import ServiceSpec, SpecError
-from mesh.specfile import MAX_FILE, read_specs
+from mesh.spec.files import MAX_FILE, read_specs
+from mesh.spec.service import ServiceSpec, SpecError
 
 
 def specs(tmp_path: Path, **files: str | bytes) -> dict[str, ServiceSpec]:

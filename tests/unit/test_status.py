@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mesh.cli.status import Progress, progress, service_names, service_status
 from mesh.model import NodeReport, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan
-from mesh.spec import parse_spec
-from mesh.status import Progress, progress, service_names, service_status
+from mesh.spec.service import parse_spec
 from mesh.view import NodeView, View
 
 SPEC = parse_spec({"name": "web", "image": "web:2", "replicas": 2})

@@ -1,0 +1,144 @@
+"""One node put together: runtime, store client, workers, agent and admin HTTP, as settings say."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from mesh.admin import Admin, Sources, admin_token
+from mesh.agent.agent import Agent
+from mesh.dataplane.worker import DnsArguments, ProxyArguments
+from mesh.dataplane.workers import Workers, orphans, refused_addresses
+from mesh.model import ReplicaReport
+from mesh.runtime import ExecResult, Runtime, RuntimeFault
+from mesh.settings import AgentSettings
+from mesh.store import Store
+from mesh.store.consul import ConsulStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What runs this node's replicas, the settings with what that needs, and what is missing for it."""
+
+    runtime: Runtime
+    settings: AgentSettings
+    problems: tuple[str, ...] = ()
+    why: str = ""  # it is not the Docker engine, where that would have been preferred
+
+
+class Node:
+    """`start`, then `run` until cancelled, then `close`."""
+
+    def __init__(self, chosen: Chosen, *, inherit: Sequence[int] = ()) -> None:
+        """`inherit`: descriptors that the workers keep open."""
+        self.chosen = chosen
+        self.settings = settings = chosen.settings
+        self.runtime = runtime = chosen.runtime
+        self.store: Store = ConsulStore(settings.store)
+        dns = DnsArguments(listen=settings.dns_listen, upstreams=settings.upstreams, node=settings.node)
+        wanted = [dns] * settings.dns_workers + [ProxyArguments(node=settings.node)] * settings.proxy_workers
+        self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
+        self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems)
+        sources = Sources(
+            waiting_for=self.agent.waiting_for,
+            metrics=self.agent.metrics,
+            table=lambda: self.agent.table,
+            replicas=_Replicas(self.agent, runtime),
+        )
+        self.admin = Admin(settings.admin_listen, sources, admin_token(settings.state))
+
+    async def start(self) -> None:
+        await self.workers.start()
+        await self.admin.start()
+
+    async def run(self) -> None:
+        await self.agent.run()
+
+    async def close(self, *, linger: float = 0.0, leave: bool = False) -> None:
+        """Replicas run on. `linger`: seconds the workers go on serving; `leave`: the node gives back its key."""
+        await self.agent.close(leave=leave)
+        await self.admin.close()
+        await self.workers.close(linger)
+        await self.runtime.close()
+        await self.store.close()
+
+
+class _Replicas:
+    """The agent's replicas for admin HTTP."""
+
+    def __init__(self, agent: Agent, runtime: Runtime) -> None:
+        self._agent = agent
+        self._runtime = runtime
+
+    def list(self) -> list[ReplicaReport]:
+        return self._agent.replicas()
+
+    def logs(self, id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        return self._runtime.logs(id, follow=follow, tail=tail)
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float) -> ExecResult:
+        return await self._runtime.exec(id, command, timeout=timeout)
+
+
+async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> Chosen:
+    """The runtime that the settings name. `auto`: the Docker engine if one answers, else local processes.
+
+    What `auto` found is kept in the state folder: an engine that is slow to come up loses no containers.
+    `with_dns`: containers that could not resolve the mesh's names are no choice.
+    """
+    memory = settings.state / "runtime"
+    wanted, why = settings.runtime, ""
+    if wanted == "auto" and memory.exists():
+        wanted = memory.read_text().strip()
+    if wanted == "auto":
+        from mesh.runtime.docker import docker_available
+
+        fault = await docker_available(settings.docker_host)
+        if not fault:
+            docker = await _docker(settings)
+            fault = "; ".join(docker.problems) if with_dns else ""
+            if not fault:
+                memory.write_text("docker")
+                return docker
+            await docker.runtime.close()
+        log.info("runtime: local processes, since %s", fault)
+        wanted, why = "process", fault
+    memory.write_text(wanted)
+    if wanted == "docker":
+        return await _docker(settings)
+    from mesh.runtime.process import ProcessRuntime
+
+    return Chosen(ProcessRuntime(settings.state, settings.node, address=settings.address), settings, why=why)
+
+
+async def _docker(settings: AgentSettings) -> Chosen:
+    """Containers, and DNS also on the address where they find it: their bridge's gateway."""
+    from mesh.runtime.docker import DockerRuntime
+
+    direct = ipaddress.ip_address(settings.address).is_loopback
+    publish = ("direct" if direct else "published") if settings.publish == "auto" else settings.publish
+    runtime = DockerRuntime(
+        settings.node,
+        root=settings.store.root,
+        docker_host=settings.docker_host,
+        publish=publish,
+        address=settings.address,
+    )
+    try:
+        gateway = f"{await runtime.bridge_gateway()}:53"
+    except RuntimeFault as error:
+        return Chosen(runtime, settings, (f"containers get no DNS of this node: {error}",))
+    if gateway in settings.dns_listen or "0.0.0.0:53" in settings.dns_listen:
+        return Chosen(runtime, settings)
+    ours = orphans(settings.state / "workers")  # they hold it for us
+    if not ours and (refused := refused_addresses([gateway]).get(gateway)):
+        why = os.strerror(refused.errno or 0)
+        return Chosen(
+            runtime, settings, (f"containers cannot resolve the mesh's names: DNS cannot listen on {gateway}: {why}",)
+        )
+    return Chosen(runtime, replace(settings, dns_listen=(*settings.dns_listen, gateway)))

@@ -1,0 +1,176 @@
+"""The agent's word in the store: `observed/nodes/<me>`, held by its session, written when something changed.
+
+One write is under way at a time and the newest report wins, so a burst of changes costs two writes. While
+the store is away the report waits; a session that lapsed is replaced, and the key is claimed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from mesh.aio import Backoff, Signal, Tasks
+from mesh.model import NodeReport, ReplicaReport
+from mesh.store import MAX_VALUE, Store, StoreError, lease
+from mesh.store.lease import Lock
+from mesh.view import decode_document, encode_document
+
+log = logging.getLogger(__name__)
+
+COALESCE = 0.005
+"""Seconds in which changes that come together share a write."""
+
+HELD_BACK = 0.05
+"""Seconds that a report may wait for a failed replica's last words."""
+
+
+def session_name(node: str, state: Path) -> str:
+    """Names an agent across its restarts: the node, the machine and the state folder."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    identity = sha256(f"{machine} {state.resolve()}".encode()).hexdigest()[:16]
+    return f"mesh-agent {node} {identity}"
+
+
+class Reporter:
+    """Claims the node's key, then keeps the report in it true."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        name: str,
+        ttl: float,
+        *,
+        report: Callable[[], NodeReport],
+        incomplete: Callable[[], bool],
+    ) -> None:
+        """`report` builds the newest; `incomplete`: something worth a moment's wait is still being read."""
+        self._store = store
+        self._key = key
+        self._name = name
+        self._ttl = ttl
+        self._report = report
+        self._incomplete = incomplete
+        self._lock: Lock | None = None
+        self._news = Signal()
+        self._version = 0  # of what `report` would say
+        self._written = 0
+        self._progress = asyncio.Condition()
+        self._tasks = Tasks()
+        self.problem = ""
+
+    async def claim(self) -> NodeReport | None:
+        """Takes the node's key, also from an earlier life of this agent; what was in it.
+
+        Raises:
+            Held: if the agent of another machine, or state folder, holds it.
+            StoreError: if the store does not answer.
+        """
+        entry = await self._store.get(self._key)
+        value = entry.value if entry else encode_document(self._report())
+        self._lock = await lease.claim(self._store, self._key, value, self._name, self._ttl)
+        self._tasks.spawn(self._wake_when_lost(self._lock), "lost claim")
+        return _decoded(entry.value) if entry else None
+
+    def changed(self) -> None:
+        """The report would say something new."""
+        self._version += 1
+        self._news.set()
+
+    async def published(self, timeout: float) -> bool:
+        """Waits until all that is known now has been written; False if it was not in time."""
+        version = self._version
+        try:
+            async with asyncio.timeout(timeout), self._progress:
+                await self._progress.wait_for(lambda: self._written >= version)
+        except TimeoutError:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """After `claim`: writes until it is cancelled."""
+        backoff = Backoff(0.05, 2.0)
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(COALESCE)
+            await self._hold_back()
+            while not await self._write():
+                await backoff.sleep()
+            backoff.reset()
+
+    async def close(self, *, leave: bool) -> None:
+        """`leave`: for good, so the key is given back; else it stays held for the agent's next life, or its TTL."""
+        await self._tasks.close()
+        if self._lock:
+            await (self._lock.release() if leave else self._lock.abandon())
+            self._lock = None
+
+    async def _wake_when_lost(self, lock: Lock) -> None:
+        await lock.lost()
+        self._news.set()
+
+    async def _hold_back(self) -> None:
+        deadline = asyncio.get_running_loop().time() + HELD_BACK
+        while self._incomplete() and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await self._news.wait(left)
+
+    async def _write(self) -> bool:
+        version = self._version
+        try:
+            if self._lock is None or self._lock.is_lost:
+                await self.close(leave=False)
+                await self.claim()
+            assert self._lock is not None
+            written = await self._store.acquire(self._key, fitted(self._report()), self._lock.session.id)
+        except StoreError as error:
+            self._say(str(error))
+            return False
+        if written:
+            self._say("")
+            async with self._progress:
+                self._written = version
+                self._progress.notify_all()
+        return written
+
+    def _say(self, problem: str) -> None:
+        if problem and not self.problem:
+            log.warning("report of this node waits: %s", problem)
+        elif self.problem and not problem:
+            log.info("report of this node is written again")
+        self.problem = problem
+
+
+def _decoded(value: bytes) -> NodeReport | None:
+    try:
+        return decode_document(value, NodeReport)
+    except ValueError:
+        return None
+
+
+def fitted(report: NodeReport) -> bytes:
+    """The document, cut to what the store takes: first the messages, then the oldest ended replicas."""
+    body = encode_document(report)
+    for longest in (200, 40, 0):
+        if len(body) <= MAX_VALUE:
+            return body
+        shortened = [_shortened(replica, longest) for replica in report.replicas]
+        report = msgspec.structs.replace(report, replicas=shortened, problems=report.problems[:20])
+        body = encode_document(report)
+    replicas = sorted(report.replicas, key=lambda replica: (replica.state.ended, -replica.since))
+    while len(body) > MAX_VALUE and replicas:
+        del replicas[-max(1, len(replicas) // 20) :]
+        body = encode_document(msgspec.structs.replace(report, replicas=replicas))
+    return body
+
+
+def _shortened(replica: ReplicaReport, longest: int) -> ReplicaReport:
+    return msgspec.structs.replace(replica, message=replica.message[:longest])

@@ -1,0 +1,235 @@
+"""What `mesh status`, `nodes`, `events` and `apply --wait` show: a pure digest of a View.
+
+Its structs are the shapes that `--json` prints.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mesh import units
+from mesh.model import Capacity, Exit, NodePlan, ReplicaReport, ReplicaState, RolloutState, ServicePlan, Slot
+from mesh.spec.service import ServiceSpec
+from mesh.view import View
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica that is planned or reported."""
+
+    id: str
+    slot: Slot
+    node: str
+    release: int
+    state: str
+    since: float = 0.0  # Unix seconds; 0: not known
+    address: str = ""
+    ports: dict[str, int] = {}
+    message: str = ""
+    exit: Exit | None = None
+
+
+class PendingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    slot: Slot
+    reasons: list[str]
+
+
+class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
+    time: float
+    service: str
+    text: str
+    cause: str = ""
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One service: what is wished, what runs, and what is wrong."""
+
+    name: str
+    kind: str
+    desired: int
+    ready: int
+    release: int  # 0: none yet
+    rollout: str  # idle | rolling | paused | failed | deleting | waiting (the scheduler has not seen it)
+    rollout_message: str = ""
+    since: float = 0.0  # when the newest release was made
+    vip: str = ""
+    dns: str = ""
+    ports: dict[str, str] = {}  # name → `80/http`
+    problems: list[str] = []
+    pending: list[PendingStatus] = []
+    replicas: list[ReplicaStatus] = []
+    events: list[EventStatus] = []
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    state: str  # active | pause | drain | down
+    address: str
+    admin: str
+    runtime: str
+    version: str
+    capacity: Capacity
+    reserved: Capacity
+    replicas: int
+    labels: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+    problems: list[str] = []
+
+
+def service_names(view: View) -> list[str]:
+    """All that is wished or planned, and what is left of what was."""
+    left = {replica.service for seen in view.nodes.values() for replica in seen.report.replicas}
+    return sorted(view.wishes.keys() | view.plans.keys() | left)
+
+
+def service_status(view: View, name: str) -> ServiceStatus:
+    wish = view.wishes.get(name)
+    plan = view.plans.get(name) or ServicePlan(service=name)
+    replicas = _replicas(view, name)
+    newest = plan.releases[-1] if plan.releases else None
+    spec = wish.spec if wish else None
+    return ServiceStatus(
+        name=name,
+        kind=plan.kind if name in view.plans else spec.kind if spec else "service",
+        desired=plan.desired if name in view.plans else spec.replicas if spec else 0,
+        ready=sum(replica.state == ReplicaState.READY for replica in replicas),
+        release=newest.number if newest else 0,
+        rollout=_rollout(view, name, plan),
+        rollout_message=plan.rollout.message,
+        since=newest.created if newest else 0.0,
+        vip=plan.vip,
+        dns=f"{name}.svc.{view.config.domain}",
+        ports={port_name: f"{port.port}/{port.protocol}" for port_name, port in plan.ports.items()},
+        problems=_problems(wish.errors if wish else (), plan),
+        pending=[PendingStatus(slot=pending.slot, reasons=pending.reasons) for pending in plan.pending],
+        replicas=replicas,
+        events=_events(plan),
+    )
+
+
+def _rollout(view: View, name: str, plan: ServicePlan) -> str:
+    if plan.deleted or (name not in view.plans and name not in view.wishes):
+        return "deleting"
+    return plan.rollout.state if name in view.plans else "waiting"
+
+
+def _problems(wish_errors: tuple[str, ...], plan: ServicePlan) -> list[str]:
+    problems = [f"the spec is not in force: {error}" for error in dict.fromkeys([*wish_errors, *plan.errors])]
+    if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
+        problems.append(f"rollout {plan.rollout.state}: {plan.rollout.message}".rstrip(": "))
+    problems += [f"slot {pending.slot} waits: {'; '.join(pending.reasons)}" for pending in plan.pending]
+    problems += [f"slot {slot} failed {_times(state.failures)}" for slot, state in plan.slots.items() if state.failures]
+    return problems
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _replicas(view: View, service: str) -> list[ReplicaStatus]:
+    found: dict[str, ReplicaStatus] = {}
+    for node, plan in view.node_plans.items():
+        for assignment in plan.replicas:
+            if assignment.service == service:
+                found[assignment.id] = ReplicaStatus(id=assignment.id, slot=assignment.slot, node=node,
+                                                     release=assignment.release, state="assigned")  # fmt: skip
+    for node, seen in view.nodes.items():
+        for replica in seen.report.replicas:
+            if replica.service != service:
+                continue
+            found[replica.id] = ReplicaStatus(
+                id=replica.id,
+                slot=replica.slot,
+                node=node,
+                release=replica.release,
+                state=replica.state,
+                since=replica.since,
+                address=replica.address,
+                ports=replica.ports,
+                message=_message(replica, node, held=seen.held),
+                exit=replica.exit,
+            )
+    return sorted(found.values(), key=lambda replica: (str(replica.slot).zfill(8), replica.id))
+
+
+def _message(replica: ReplicaReport, node: str, *, held: bool) -> str:
+    silence = "" if held or replica.state.ended else f"node {node} does not report"
+    return "; ".join(part for part in (silence, replica.message) if part)
+
+
+def _events(plan: ServicePlan) -> list[EventStatus]:
+    return [EventStatus(time=event.time, service=plan.service, text=event.text, cause=event.cause)
+            for event in plan.events]  # fmt: skip
+
+
+def events(view: View, service: str | None = None) -> list[EventStatus]:
+    """Everybody's events, or one service's, oldest first."""
+    plans = [plan for name, plan in view.plans.items() if service in (None, name)]
+    return sorted((event for plan in plans for event in _events(plan)), key=lambda event: event.time)
+
+
+def node_statuses(view: View) -> list[NodeStatus]:
+    found = []
+    for name, seen in sorted(view.nodes.items()):
+        report = seen.report
+        settings = view.settings.get(name)
+        availability = settings.availability if settings else "active"
+        found.append(
+            NodeStatus(
+                name=name,
+                state=availability if seen.held else "down",
+                address=report.address,
+                admin=report.admin,
+                runtime=report.runtime,
+                version=report.version,
+                capacity=report.capacity,
+                reserved=_reserved(view.node_plans.get(name)),
+                replicas=sum(not replica.state.ended for replica in report.replicas),
+                labels={**report.labels, **(settings.labels if settings else {})},
+                attributes=report.attributes,
+                problems=report.problems,
+            )
+        )
+    return found
+
+
+def _reserved(plan: NodePlan | None) -> Capacity:
+    cpu = memory = 0
+    for assignment in plan.replicas if plan else ():
+        resources = (
+            plan.specs.get(f"{assignment.service}@{assignment.release}", {}).get("resources", {}) if plan else {}
+        )
+        cpu += units.parse_cpu(resources.get("cpu", "100m"))
+        memory += units.parse_memory(resources.get("memory", "64Mi"))
+    return Capacity(cpu=cpu, memory=memory)
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a spec that was just written has come."""
+
+    text: str
+    done: bool = False
+    faults: list[str] = []
+
+
+def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
+    """Whether `spec` is in force; `before`: the newest release's number when it was written."""
+    status = service_status(view, spec.name)
+    plan = view.plans.get(spec.name)
+    if plan is None:
+        return Progress("waits for the scheduler")
+    if plan.errors:
+        return Progress("refused", faults=plan.errors)
+    newest = plan.releases[-1] if plan.releases else None
+    if newest is None or newest.hash != spec.digest():
+        if newest is not None and newest.number > before:
+            return Progress("replaced", faults=[plan.rollout.message or f"release {newest.number} took its place"])
+        return Progress("waits for the scheduler")
+    if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
+        return Progress(plan.rollout.state, faults=status.problems)
+    wanted = view.scale.get(spec.name, spec.replicas) if spec.kind == "service" else plan.desired
+    here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
+    text = f"release {newest.number}: {here}/{wanted} ready"
+    settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
+    if spec.kind in ("job", "cron"):
+        return Progress(f"release {newest.number}", done=True)
+    return Progress(text, done=settled and here >= wanted)

@@ -1,0 +1,1 @@
+"""The worker processes that serve DNS and traffic, and what feeds them the Table."""

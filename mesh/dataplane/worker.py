@@ -1,0 +1,172 @@
+"""One data-plane process: `python -m mesh.dataplane.worker dns|proxy NUMBER SOCKET ARGUMENTS`.
+
+Kept small on purpose: it imports what serving needs and nothing else. It ends when its supervisor says so,
+and serves on with the last Table while the supervisor is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from mesh import __version__
+from mesh.aio import Backoff, Tasks
+from mesh.dataplane.feed import Follower, Hello
+from mesh.dataplane.plane import DataPlane
+from mesh.table import Table, TableDelta
+
+log = logging.getLogger(__name__)
+
+
+class DnsArguments(msgspec.Struct, frozen=True, kw_only=True, tag="dns"):
+    listen: tuple[str, ...]
+    upstreams: tuple[str, ...] = ()
+    forward: bool = True
+    allow: tuple[str, ...] | None = None  # None: the server's default
+    node: str | None = None
+    survive: bool = True  # its supervisor's death
+
+
+class ProxyArguments(msgspec.Struct, frozen=True, kw_only=True, tag="proxy"):
+    node: str | None = None
+    survive: bool = True
+
+
+Arguments = DnsArguments | ProxyArguments
+
+
+def kind_of(arguments: Arguments) -> str:
+    return "dns" if isinstance(arguments, DnsArguments) else "proxy"
+
+
+def command(arguments: Arguments, number: int, socket: Path) -> list[str]:
+    """What starts a worker."""
+    told = msgspec.json.encode(arguments).decode()
+    return [sys.executable, "-P", "-m", "mesh.dataplane.worker", kind_of(arguments), str(number), str(socket), told]
+
+
+def write_secret(folder: Path) -> None:
+    """A new secret for the workers of a folder: in a file, since arguments are for all to see (`ps`)."""
+    path = folder / "secret"
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(os.urandom(32))
+
+
+def read_secret(folder: Path) -> bytes | None:
+    """None: there is none, and each worker has its own."""
+    try:
+        return (folder / "secret").read_bytes()
+    except OSError:
+        return None
+
+
+def build(arguments: Arguments, secret: bytes | None = None) -> DataPlane:
+    """The server itself; each kind imports only its own part."""
+    if isinstance(arguments, DnsArguments):
+        from mesh.dns.server import DEFAULT_ALLOW, DnsServer
+
+        allow = DEFAULT_ALLOW if arguments.allow is None else arguments.allow
+        return DnsServer(
+            arguments.listen,
+            upstreams=arguments.upstreams,
+            forward=arguments.forward,
+            allow=allow,
+            node=arguments.node,
+            secret=secret,
+        )
+    from mesh.proxy.server import ProxyServer
+
+    return ProxyServer(node=arguments.node)
+
+
+class _Serving:
+    """A data plane that opens its fixed listeners when it has an answer, and tries again where it cannot.
+
+    Workers share a port: one that listened before it has the Table would fail queries that its siblings answer.
+    """
+
+    def __init__(self, plane: DataPlane, kind: str) -> None:
+        self._plane = plane
+        self._kind = kind
+        self._started = False
+        self._cannot_start = ""
+        self._tasks = Tasks()
+
+    async def begin(self) -> None:
+        if self._started:
+            return
+        self._started = True
+        if not await self._try_to_start():
+            log.warning("%s: trying again until it can", self._cannot_start)
+            self._tasks.spawn(self._keep_trying(), "start")
+
+    async def update(self, table: Table, delta: TableDelta | None) -> None:
+        if self._kind == "proxy":  # has no fixed listeners
+            await self.begin()
+        await self._plane.update(table, delta)
+        await self.begin()
+
+    def problems(self) -> list[str]:
+        return [self._cannot_start] if self._cannot_start else self._plane.problems()
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._plane.close()
+
+    async def _try_to_start(self) -> bool:
+        try:
+            await self._plane.start()
+        except OSError as error:
+            self._cannot_start = f"{self._kind}: {error}"
+            return False
+        self._cannot_start = ""
+        return True
+
+    async def _keep_trying(self) -> None:
+        backoff = Backoff(0.2, 2.0)
+        while not await self._try_to_start():
+            await backoff.sleep()
+
+
+async def serve(arguments: Arguments, number: int, socket: Path) -> None:
+    """Runs until told to quit."""
+    kind = kind_of(arguments)
+    plane = build(arguments, read_secret(socket.parent))
+    serving = _Serving(plane, kind)
+    hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
+    follower = Follower(
+        socket, hello, begin=serving.begin, update=serving.update, problems=serving.problems, metrics=plane.metrics,
+        packed=kind == "dns",
+    )  # fmt: skip
+    task = asyncio.current_task()
+    assert task is not None
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
+    gc.collect()
+    gc.freeze()
+    try:
+        await follower.run(survive=arguments.survive)
+    except asyncio.CancelledError:
+        log.info("%s-%d: told to end", kind, number)
+    finally:
+        await serving.close()
+
+
+def main(argv: list[str]) -> None:
+    _, number, socket, told = argv
+    level = os.environ.get("MESH_LOG_LEVEL", "INFO")  # the supervisor's
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    uvloop.run(serve(msgspec.json.decode(told, type=Arguments), int(number), Path(socket)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,371 @@
+"""Replicas as containers of a Docker engine, local or remote.
+
+Labels say who a container is, so that any agent of this node adopts it. The engine's restart policy is off:
+what ended is reported, and replaced by decision of the scheduler. Limits, volumes and DNS are the engine's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mesh.aio import Backoff, Pending, Signal
+from mesh.model import Capacity
+from mesh.runtime import (
+    ExecResult,
+    Facts,
+    ImageMissing,
+    Instance,
+    InstanceState,
+    Launch,
+    RuntimeFault,
+    RuntimeUnavailable,
+)
+from mesh.runtime import docker_config as config
+from mesh.runtime.docker_engine import PING_TIMEOUT, Conflict, Engine, NotThere, in_thread
+from mesh.runtime.output import LineSplitter, collect
+from mesh.spec.service import ServiceSpec
+
+log = logging.getLogger(__name__)
+
+STARTS = 4
+"""At once: an engine with two cores starts 20 containers in 2.7 s so, and no sooner with more."""
+PULLS = 3
+EVENTS = ("start", "die", "oom", "destroy")
+FULL_LOOK = 45.0
+PING_INTERVAL = 10.0
+PATIENCE = 10.0
+"""Seconds that the engine may take to end a container it was told to kill."""
+
+
+class DockerRuntime:
+    """The containers of `node` on one engine.
+
+    `publish="direct"`: replicas are reached at their containers' own addresses (one machine, or routed container
+    networks); `"published"`: at random ports on `address`. `root` keeps meshes on one engine apart.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        root: str = "mesh",
+        docker_host: str | None = None,
+        publish: str = "direct",
+        address: str = "127.0.0.1",
+    ) -> None:
+        self._node = node
+        self._root = root
+        self._engine = Engine(docker_host)
+        self._published = publish == "published"
+        self._address = address
+        self._images: set[str] = set()  # seen on the engine
+        self._fetching: dict[str, asyncio.Lock] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+        self._starts = asyncio.Semaphore(STARTS)
+        self._pulls = asyncio.Semaphore(PULLS)
+        self._died: set[str] = set()  # handles of containers whose death the engine may not list yet
+        self._ends: dict[str, Signal] = {}  # of containers that someone waits for
+
+    async def facts(self) -> Facts:
+        info = await self._engine.call(lambda api: api.info())
+        capacity = Capacity(cpu=1000 * info["NCPU"], memory=info["MemTotal"])
+        return Facts("docker", info["ServerVersion"], capacity)
+
+    async def bridge_gateway(self) -> str:
+        """This host's address on the default bridge: where containers find the node's DNS server."""
+        bridge = await self._engine.call(lambda api: api.inspect_network("bridge"))
+        return config.gateway(bridge["IPAM"]["Config"][0])
+
+    async def instances(self) -> list[Instance]:
+        filters = {"label": [f"mesh.node={self._node}", f"mesh.root={self._root}"]}
+        died = set(self._died)  # those who die from now on may be dropped by the next listing, not by this one
+        entries = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
+        found = [config.listed(entry, published=self._published, address=self._address) for entry in entries]
+        self._died -= died - {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
+        whole = await asyncio.gather(*(self._in_full(instance) for instance in found))
+        return [instance for instance in whole if instance]
+
+    async def _in_full(self, instance: Instance) -> Instance | None:
+        """A listing does not say how an instance ended, and says `running` for some 50 ms after the event of its death.
+
+        None if it has been removed since.
+        """
+        if instance.state is not InstanceState.EXITED and instance.handle not in self._died:
+            return instance
+        try:
+            return self._instance(await self._inspect(instance.handle))
+        except NotThere:
+            return None
+
+    # ── images ───────────────────────────────────────────────────────────────────────────────
+
+    async def prepare(self, spec: ServiceSpec, progress: Callable[[str], None]) -> None:
+        if spec.image is None:
+            raise RuntimeFault(
+                f"{spec.name} has no image, and this node runs containers: add one, or run it on a process node"
+            )
+        async with self._fetching.setdefault(spec.image, asyncio.Lock()):
+            if spec.image not in self._images and not await self._has_image(spec.image):
+                async with self._pulls:
+                    await self._pull(spec.image, progress)
+            self._images.add(spec.image)
+
+    async def _has_image(self, image: str) -> bool:
+        try:
+            await self._engine.call(lambda api: api.inspect_image(image))
+        except NotThere:
+            return False
+        return True
+
+    async def _pull(self, image: str, progress: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        progress(f"pulling image {image}")
+        steps = config.PullProgress(image)
+
+        def pull(api: Any) -> None:
+            for step in api.pull(image, stream=True, decode=True):
+                if "error" in step:
+                    raise RuntimeFault(step["error"])
+                if sentence := steps.observe(step):
+                    loop.call_soon_threadsafe(progress, sentence)
+
+        try:
+            await self._engine.call(pull)
+        except RuntimeUnavailable:
+            raise
+        except RuntimeFault as fault:
+            raise ImageMissing(f"image {image} is neither on node {self._node} nor to be had: {fault}") from fault
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, launch: Launch) -> Instance:
+        id = launch.assignment.id
+        body = config.container(
+            launch, node=self._node, root=self._root, published=self._published, address=self._address
+        )
+        async with self._starting.setdefault(id, asyncio.Lock()), self._starts:
+            try:
+                await self._engine.call(lambda api: api.create_container_from_config(body, config.container_name(id)))
+            except NotThere as fault:
+                self._images.discard(str(launch.spec.image))
+                raise ImageMissing(f"image {launch.spec.image} is not on node {self._node}: {fault}") from fault
+            except Conflict:
+                existing = await self._existing(id)
+                if existing.state is not InstanceState.CREATED:
+                    return existing
+            return await self._start_created(config.container_name(id))
+
+    async def _existing(self, id: str) -> Instance:
+        """The instance that has the name. The engine reserves a name before, and frees it after, the container is."""
+        try:
+            return self._instance(await self._ours(id))
+        except NotThere:
+            raise RuntimeUnavailable(f"the container of {id} is just being made or removed") from None
+
+    async def _start_created(self, name: str) -> Instance:
+        try:
+            await self._engine.call(lambda api: api.start(name))
+        except RuntimeUnavailable:
+            raise  # it may have been started all the same: who comes back, adopts it
+        except RuntimeFault as fault:
+            await self._engine.call(lambda api: api.remove_container(name, force=True, v=True))
+            raise RuntimeFault(config.why_not_started(str(fault), self._node)) from fault
+        return self._instance(await self._inspect(name))
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────
+
+    async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
+        for number, patience in ((signal, grace), ("SIGKILL", PATIENCE)):
+            try:
+                container = (await self._ours(id))["Id"]
+                await self._engine.call(partial(_kill, container, number))
+            except (NotThere, Conflict):
+                return  # gone, or not running
+            if await self._ended(id, patience):
+                return
+        raise RuntimeFault(f"{id}: the engine could not kill its container within {PATIENCE:g} s")
+
+    async def _ended(self, id: str, timeout: float) -> bool:
+        """Waits for the end: told by the events, if someone follows them, and by looking now and then."""
+        told = self._ends.setdefault(id, Signal())
+        looks = Backoff(0.05, 1.0)
+        try:
+            async with asyncio.timeout(timeout):
+                while self._instance(await self._ours(id)).state is InstanceState.RUNNING:
+                    await told.wait(looks.next())
+        except NotThere:
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._ends.pop(id, None)
+        return True
+
+    async def remove(self, id: str) -> None:
+        with suppress(NotThere, Conflict):  # a conflict: it is not ours, or its removal is under way
+            container = (await self._ours(id))["Id"]
+            await self._engine.call(lambda api: api.remove_container(container, force=True, v=True))
+        self._starting.pop(id, None)
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        pending = Pending()
+        following = asyncio.create_task(self._follow(pending), name="docker events")
+        try:
+            while True:
+                for id in await pending.take(FULL_LOOK) or [""]:
+                    yield id
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow(self, pending: Pending) -> None:
+        """Fills `pending` from the engine's events and connects again for ever.
+
+        The stream ends without a word when the engine dies and hangs when a cable is cut: hence the pings beside it.
+        """
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read_events(pending, backoff))
+                    group.create_task(self._ping_for_ever())
+            except* RuntimeFault as faults:
+                log.warning("no events from the Docker engine, trying again: %s", faults.exceptions[0])
+            await backoff.sleep()
+
+    async def _read_events(self, pending: Pending, backoff: Backoff) -> None:
+        info = await self._engine.call(lambda api: api.info(), timeout=PING_TIMEOUT)
+        since = int(config.whole_seconds(info["SystemTime"]))  # the engine answers before it listens for events
+        wanted = {
+            "type": ["container"],
+            "event": list(EVENTS),
+            "label": [f"mesh.node={self._node}", f"mesh.root={self._root}"],
+        }
+        async with self._engine.stream(lambda api: api.events(since=since, filters=wanted, decode=True)) as events:
+            backoff.reset()
+            pending.add("")
+            async for event in events:
+                id = event["Actor"]["Attributes"]["mesh.id"]
+                if event["Action"] == "die":
+                    self._died.add(event["Actor"]["ID"][:12])
+                pending.add(id)
+                if told := self._ends.get(id):
+                    told.set()
+        raise RuntimeUnavailable(f"the Docker engine at {self._engine.host} has ended the connection")
+
+    async def _ping_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PING_INTERVAL)
+            await self._engine.ping()
+
+    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
+        container = (await self._ours(id))["Id"]
+        options = {"follow": follow, "tail": "all" if tail is None else tail}
+        splitter = LineSplitter()
+        async with self._engine.stream(lambda api: api.logs(container, stream=True, **options)) as chunks:
+            async for chunk in chunks:
+                for line in splitter.feed(chunk):
+                    yield line
+        for line in splitter.flush():
+            yield line
+
+    # ── commands inside ──────────────────────────────────────────────────────────────────────
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
+        container = (await self._ours(id))["Id"]
+        made = await self._engine.call(lambda api: api.exec_create(container, list(command)))
+        try:
+            async with asyncio.timeout(timeout):
+                async with self._engine.stream(lambda api: api.exec_start(made["Id"], stream=True)) as chunks:
+                    output = await collect(chunks)
+                details = await self._engine.call(lambda api: api.exec_inspect(made["Id"]))
+        except TimeoutError:
+            await self._kill_exec(made["Id"], container)
+            raise RuntimeFault(f"{command[0]} in {id} did not end within {timeout:g} s") from None
+        return ExecResult(details["ExitCode"], output)
+
+    async def _kill_exec(self, exec_id: str, container: str) -> None:
+        """Ends a command that took too long. The engine has no call for it; where it is remote, the command goes on."""
+        pid = (await self._engine.call(lambda api: api.exec_inspect(exec_id)))["Pid"]
+        if self._engine.local:
+            _kill_process_of(container, pid)
+
+    async def close(self) -> None:
+        self._engine.close()
+
+    # ── one container ────────────────────────────────────────────────────────────────────────
+
+    async def _inspect(self, container: str) -> Mapping[str, Any]:
+        details: Mapping[str, Any] = await self._engine.call(lambda api: api.inspect_container(container))
+        return details
+
+    async def _ours(self, id: str) -> Mapping[str, Any]:
+        """What the engine says of our container for this replica. Raises `NotThere`, `Conflict` if it is another's."""
+        name = config.container_name(id)
+        details = await self._inspect(name)
+        marks = details["Config"]["Labels"] or {}
+        if (marks.get("mesh.id"), marks.get("mesh.node"), marks.get("mesh.root")) != (id, self._node, self._root):
+            raise Conflict(
+                f"the name {name} is taken by a container that is not of this mesh and node; "
+                f"see `docker inspect {name}`, and rename or remove it"
+            )
+        return details
+
+    def _instance(self, details: Mapping[str, Any]) -> Instance:
+        return config.inspected(details, published=self._published, address=self._address)
+
+
+async def docker_available(docker_host: str | None = None) -> str | None:
+    """None if an engine can be used, else the sentence why not and what to do."""
+    engine = Engine(docker_host)
+    try:
+        if engine.host.startswith("unix://"):
+            await in_thread(lambda: _try_socket(engine.host.removeprefix("unix://")))
+        await engine.ping()
+    except RuntimeFault as fault:
+        return str(fault)
+    finally:
+        engine.close()
+    return None
+
+
+def _kill(container: str, signal: str, api: Any) -> None:
+    api.kill(container, signal)
+
+
+def _kill_process_of(container: str, pid: int) -> None:
+    with suppress(OSError):
+        if container in Path(f"/proc/{pid}/cgroup").read_text():  # as the engine sees it, so do we
+            os.kill(pid, signal.SIGKILL)
+
+
+def _try_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PING_TIMEOUT)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            raise RuntimeUnavailable(
+                f"no Docker engine runs here ({path} is not there): install it (Debian: apt-get install docker.io) "
+                "or start it (systemctl start docker)"
+            ) from None
+        except PermissionError:
+            raise RuntimeUnavailable(
+                f"this user may not use the Docker engine (permission denied on {path}): "
+                "run as root, or `sudo usermod -aG docker $USER` and log in again"
+            ) from None
+        except OSError as error:
+            raise RuntimeUnavailable(
+                f"the Docker engine does not answer on {path} ({error.strerror or error}): systemctl restart docker"
+            ) from None

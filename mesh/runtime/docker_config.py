@@ -1,0 +1,197 @@
+"""What we ask of a Docker engine for a replica, and what we read out of its answers: plain data, no engine."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from mesh.model import Assignment
+from mesh.runtime import Instance, InstanceState, Launch, variable
+from mesh.spec.service import PortSpec, ServiceSpec
+
+_STATES = {
+    "created": InstanceState.CREATED,
+    "running": InstanceState.RUNNING,
+    "paused": InstanceState.RUNNING,
+    "restarting": InstanceState.RUNNING,
+}
+
+
+def container_name(id: str) -> str:
+    return f"mesh-{id}"
+
+
+def labels(assignment: Assignment, spec: ServiceSpec, *, node: str, root: str) -> dict[str, str]:
+    """Who the container is, for whoever finds it: an agent after a restart, or a person with `docker ps`."""
+    return {
+        "mesh.id": assignment.id,
+        "mesh.service": assignment.service,
+        "mesh.slot": str(assignment.slot),
+        "mesh.release": str(assignment.release),
+        "mesh.node": node,
+        "mesh.root": root,
+        "mesh.ports": " ".join(f"{name}={_inside(port)}" for name, port in spec.ports.items()),
+    }
+
+
+def container(launch: Launch, *, node: str, root: str, published: bool, address: str) -> dict[str, Any]:
+    """The body of `POST /containers/create`.
+
+    Static ports are bound on `address`; where ports are to be published, every other one gets a random port there.
+    """
+    spec = launch.spec
+    memory = spec.limits.memory if spec.limits.memory is not None else spec.resources.memory
+    env = {variable("PORT", name): str(port.inside) for name, port in spec.ports.items()} | dict(launch.env)
+    bindings = {
+        _inside(port): [{"HostIp": address, "HostPort": str(port.host_port or "")}]
+        for port in spec.ports.values()
+        if published or port.host_port is not None
+    }
+    body: dict[str, Any] = {
+        "Image": spec.image,
+        "Env": [f"{name}={value}" for name, value in env.items()],
+        "Labels": labels(launch.assignment, spec, node=node, root=root),
+        "ExposedPorts": {_inside(port): {} for port in spec.ports.values()},
+        "StopSignal": spec.stop.signal,
+        "StopTimeout": math.ceil(spec.stop.grace),
+        "HostConfig": {
+            "Init": True,  # a program as process 1 would ignore every signal it does not handle
+            "RestartPolicy": {"Name": "no"},  # we decide
+            "Memory": memory,
+            "MemorySwap": memory,  # memory and swap together: no swap
+            "NanoCpus": (spec.limits.cpu or 0) * 1_000_000,
+            "PortBindings": bindings,
+            "Mounts": _mounts(spec),
+            "Dns": list(launch.dns),
+            "DnsSearch": list(launch.search),
+        },
+    }
+    if spec.command is not None:
+        body["Cmd"] = spec.command
+    return body
+
+
+def _mounts(spec: ServiceSpec) -> list[dict[str, Any]]:
+    volumes = [
+        {"Type": "volume", "Source": f"mesh-{spec.name}-{name}", "Target": volume.path}
+        for name, volume in spec.volumes.items()
+    ]
+    binds = [
+        {"Type": "bind", "Source": mount.source, "Target": mount.path, "ReadOnly": mount.read_only}
+        for mount in spec.mounts
+    ]
+    return volumes + binds
+
+
+def _inside(port: PortSpec) -> str:
+    return f"{port.inside}/{'udp' if port.protocol == 'udp' else 'tcp'}"
+
+
+def listed(entry: Mapping[str, Any], *, published: bool, address: str) -> Instance:
+    """The instance of an entry of `GET /containers/json`. It lacks how an exited one ended: see `inspected`."""
+    outside = {
+        f"{port['PrivatePort']}/{port['Type']}": port["PublicPort"]
+        for port in entry["Ports"] or ()
+        if "PublicPort" in port
+    }
+    return _instance(
+        entry["Labels"],
+        state=_STATES.get(entry["State"], InstanceState.EXITED),
+        networks=entry["NetworkSettings"]["Networks"],
+        outside=outside if published else None,
+        address=address,
+        started=float(entry["Created"]),
+        handle=entry["Id"][:12],
+    )
+
+
+def inspected(details: Mapping[str, Any], *, published: bool, address: str) -> Instance:
+    """The instance of an answer to `GET /containers/<id>/json`."""
+    state = details["State"]
+    exited = _STATES.get(state["Status"], InstanceState.EXITED) is InstanceState.EXITED
+    outside = {
+        inside: int(bindings[0]["HostPort"])
+        for inside, bindings in (details["NetworkSettings"]["Ports"] or {}).items()
+        if bindings
+    }
+    return _instance(
+        details["Config"]["Labels"],
+        state=_STATES.get(state["Status"], InstanceState.EXITED),
+        networks=details["NetworkSettings"]["Networks"],
+        outside=outside if published else None,
+        address=address,
+        started=whole_seconds(details["Created"]),
+        exit_code=state["ExitCode"] if exited else None,
+        oom=exited and state["OOMKilled"],
+        handle=details["Id"][:12],
+    )
+
+
+def _instance(
+    labels: Mapping[str, str],
+    *,
+    networks: Mapping[str, Mapping[str, Any]],
+    outside: Mapping[str, int] | None,
+    address: str,
+    **facts: Any,
+) -> Instance:
+    """`outside`: published ports by `<port>/<protocol>`; None where the container's own address is reached."""
+    inside = dict(pair.split("=", 1) for pair in labels.get("mesh.ports", "").split())
+    if outside is None:
+        address = next((network["IPAddress"] for network in networks.values() if network["IPAddress"]), "")
+        ports = {name: int(port.partition("/")[0]) for name, port in inside.items()}
+    else:
+        ports = {name: outside[port] for name, port in inside.items() if port in outside}
+    slot = labels["mesh.slot"]
+    return Instance(
+        id=labels["mesh.id"],
+        service=labels["mesh.service"],
+        slot=int(slot) if slot.isdecimal() else slot,
+        release=int(labels["mesh.release"]),
+        address=address,
+        ports=ports,
+        **facts,
+    )
+
+
+def gateway(network: Mapping[str, str]) -> str:
+    """The host's address on a network; an engine that chose it itself took the subnet's first, and says only that."""
+    return network.get("Gateway") or str(next(ipaddress.ip_network(network["Subnet"]).hosts()))
+
+
+def whole_seconds(timestamp: str) -> float:
+    """Of RFC 3339 with nanoseconds; a listing has whole seconds, and both must agree."""
+    return float(int(datetime.fromisoformat(timestamp[:19] + "+00:00").timestamp()))
+
+
+_PORT_TAKEN = re.compile(r":(\d+)(?: failed: port is already allocated|: bind: address already in use)")
+
+
+def why_not_started(engine_says: str, node: str) -> str:
+    """The engine's sentence about a start that failed, in words of an operator where we know the case."""
+    if taken := _PORT_TAKEN.search(engine_says):
+        return f"port {taken[1]} of node {node} is already in use"
+    return engine_says
+
+
+class PullProgress:
+    """Makes sentences of a pull's steps: one for each layer that is done."""
+
+    def __init__(self, image: str) -> None:
+        self._image = image
+        self._layers: dict[str, bool] = {}
+
+    def observe(self, step: Mapping[str, Any]) -> str:
+        """The sentence to show now; empty if nothing has changed that a person would want to know."""
+        layer, status = step.get("id", ""), step.get("status", "")
+        if status == "Pulling fs layer":
+            self._layers[layer] = False
+        elif status in ("Pull complete", "Already exists"):
+            self._layers[layer] = True
+        else:
+            return ""
+        return f"pulling image {self._image}: {sum(self._layers.values())} of {len(self._layers)} layers"

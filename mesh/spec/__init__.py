@@ -1,0 +1,1 @@
+"""What an operator writes: the service spec, its notations, its checks, its files."""

@@ -1,0 +1,97 @@
+"""The `traffic` of a spec: how the proxy treats the service's requests and connections."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mesh.spec.fields import (
+    Attempts,
+    Count,
+    Duration,
+    HashOf,
+    Number,
+    Part,
+    Positive,
+    Ratio,
+    Share,
+    Status,
+    one_sentence,
+)
+
+
+class HashBalance(Part):
+    hash: HashOf
+    """Requests alike in this go to the same replica."""
+
+
+class Retries(Part):
+    """Requests that are tried again, elsewhere."""
+
+    attempts: Attempts = 2
+    """Further tries after the first."""
+    on: Annotated[
+        list[
+            Annotated[
+                Literal["connect-failure", "reset", "timeout"] | Status,
+                one_sentence("connect-failure, reset, timeout or a status 400..599"),
+            ]
+        ],
+        Field(max_length=64),
+    ] = ["connect-failure", "reset", 502, 503]
+    """After what; only what is safe to repeat is repeated."""
+    budget: Share = 0.2
+    """Most retries, as a share of the requests."""
+    per_try_timeout: Duration = 5.0
+    """Time for each try."""
+
+
+class Breaker(Part):
+    """When an endpoint that fails is left alone."""
+
+    consecutive: Positive = 5
+    """Failures in a row that eject a replica."""
+    success_ratio: Ratio = 0.8
+    """A lower share of successes within `window` ejects it too."""
+    window: Duration = 10.0
+    """Over which the ratio is taken."""
+    open: Duration = 1.0
+    """First time of ejection; doubles with each."""
+    max_open: Duration = 60.0
+    """Where it stops doubling."""
+    max_ejected: Share = 0.5
+    """Most of the replicas that may be ejected at once."""
+
+
+class TrafficLimits(Part):
+    """What one proxy lets through to the service."""
+
+    in_flight: Positive = 1024
+    """Most requests under way at once."""
+    queue: Count = 1024
+    """Most requests that wait."""
+    queue_timeout: Duration = 5.0
+    """How long one may wait."""
+    rate: Number = 0.0
+    """Requests per second; 0 is unlimited."""
+
+
+class Traffic(Part):
+    """How the proxy treats the service's traffic."""
+
+    balance: Annotated[
+        Literal["least-request", "round-robin", "ewma"] | HashBalance,
+        one_sentence("least-request, round-robin, ewma or {hash: client, header:NAME or cookie:NAME}"),
+    ] = "least-request"
+    """How a replica is chosen."""
+    timeout: Duration = 15.0
+    """For a whole request, with its retries."""
+    connect_timeout: Duration = 1.0
+    """For connecting to a replica."""
+    idle_timeout: Duration = 300.0
+    """A connection without traffic for so long is closed."""
+    retries: Retries = Retries()
+    """When a request is tried again."""
+    breaker: Breaker = Breaker()
+    """When a replica that fails is left alone."""
+    limits: TrafficLimits = TrafficLimits()
+    """How much a service takes on."""
