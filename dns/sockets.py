@@ -6,13 +6,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-import struct
-from typing import Any
 
 _IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
-_IN_PKTINFO = struct.Struct("@i4s4s")  # interface, local address, header's destination: ip(7)
-
-Ancillary = list[tuple[int, int, bytes]]
 
 
 def parse_address(text: str, default_port: int = 53) -> tuple[str, int]:
@@ -90,19 +85,6 @@ def _ask_for_local_address(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-
-
-def receive_with_local(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, Any]:
-    """A datagram, the control message that makes a reply leave by the address it came to, and the sender."""
-    data, control, _, address = sock.recvmsg(size, 128)
-    return data, [_reply_by(*message) for message in control], address
-
-
-def _reply_by(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
-    if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-        _, local, _ = _IN_PKTINFO.unpack(data)
-        data = _IN_PKTINFO.pack(0, local, b"\0" * 4)  # the route chooses the interface
-    return level, kind, data
 
 
 def _listen_error(error: OSError, host: str, port: int) -> OSError:
