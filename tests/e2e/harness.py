@@ -331,6 +331,9 @@ class Split:
         for pid in own_processes(str(self._state)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        added = self._state / "vip_route"  # an agent leaves its route to the next one
+        if added.exists():
+            subprocess.run(["ip", "route", "del", "local", added.read_text(), "dev", "lo"], check=False)
 
 
 def own_processes(word: str) -> list[int]:
