@@ -40,8 +40,10 @@ MEASURES = {
     "wide cpu": "CPU µs/query, wide",
     "tcp qps": "qps, TCP",
     "tcp cpu": "CPU µs/query, TCP",
-    "p50": "p50 µs, half load",
-    "p99": "p99 µs, half load",
+    "udp p50": "p50 µs, UDP, half load",
+    "udp p99": "p99 µs",
+    "tcp p50": "p50 µs, TCP, half load",
+    "tcp p99": "p99 µs",
 }
 
 
@@ -86,9 +88,10 @@ async def measure(
             faults.append(f"{server.name}, {kind}: not every answer was NOERROR")
         if found.lost and server.name == "ours":
             faults.append(f"{server.name}, {kind}: {found.lost} queries lost")
-    p50, p99 = await load.latency(server, questions["wide"], seconds, figures["wide qps"][-1] / 2)
-    figures["p50"].append(p50)
-    figures["p99"].append(p99)
+    for transport, full in (("udp", "wide qps"), ("tcp", "tcp qps")):
+        p50, p99 = await load.latency(server, questions["wide"], seconds, figures[full][-1] / 2, transport)
+        figures[f"{transport} p50"].append(p50)
+        figures[f"{transport} p99"].append(p99)
     return faults
 
 
@@ -138,11 +141,14 @@ def goals(figures: Figures, large: dict[str, list[float]]) -> str:
     rows = [
         ("CPU per query, hot, ÷ dnsmasq's", "≤ 1", median("ours", "hot cpu") / median("dnsmasq", "hot cpu"), 1.0, 2),
         ("CPU per query, hot, ÷ Knot's", "≤ 1.4", median("ours", "hot cpu") / median("knot", "hot cpu"), 1.4, 2),
-        ("qps of Consul's DNS ÷ ours, hot", "≤ 0.2", median("Consul", "hot qps") / median("ours", "hot qps"), 0.2, 2),
+        ("qps, hot, ÷ Consul's (the load generator gives no more than some 135,000)", "≥ 5",
+         median("ours", "hot qps") / median("Consul", "hot qps"), -5.0, 1),
+        ("CPU per query of Consul's DNS, hot, ÷ ours", "≥ 5",
+         median("Consul", "hot cpu") / median("ours", "hot cpu"), -5.0, 1),
         ("CPU per query, hot ÷ wide", "≥ 0.6", median("ours", "hot cpu") / median("ours", "wide cpu"), -0.6, 2),
         ("CPU per query, wide: with 100 changes a second ÷ without", "< 1.1",
          median("ours", "churn cpu") / median("ours", "wide cpu"), 1.1, 2),
-        ("p99 at half load, µs", "< 1,000", median("ours", "p99"), 1000.0, 0),
+        ("p99 at half load, µs", "< 1,000", median("ours", "udp p99"), 1000.0, 0),
         (f"change → first right answer, {LARGE[0]:,} × {LARGE[1]}, median, ms", "≤ 5",
          statistics.median(large["fresh"]), 5.0, 1),
         ("the same, slowest", "", max(large["fresh"]), float("inf"), 1),
@@ -150,7 +156,7 @@ def goals(figures: Figures, large: dict[str, list[float]]) -> str:
           for key, values in large.items() if key.startswith("resident")),
     ]  # fmt: skip
     lines = ["| measure | goal | found | |", "|---|---|---|---|"]
-    for text, goal, found, bound, digits in rows:
+    for text, goal, found, bound, digits in rows:  # a negative bound is a lower one
         met = found <= bound if bound > 0 else found >= -bound
         lines.append(f"| {text} | {goal} | {found:,.{digits}f} | {'met' if met else '**missed**'} |")
     return "\n".join(lines)

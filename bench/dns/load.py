@@ -45,9 +45,9 @@ async def run(server: Server, questions: Path, seconds: float, transport: str = 
     )
 
 
-async def latency(server: Server, questions: Path, seconds: float, qps: float) -> tuple[float, float]:
+async def latency(server: Server, questions: Path, seconds: float, qps: float, transport: str) -> tuple[float, float]:
     """p50 and p99 in microseconds at a steady rate."""
-    report = await dnsperf(server, questions, seconds, "-c", "8", "-Q", str(int(qps)), "-v")
+    report = await dnsperf(server, questions, seconds, "-c", "8", "-Q", str(int(qps)), "-m", transport, "-v")
     cuts = statistics.quantiles([float(time) * 1e6 for time in _EACH.findall(report)], n=100)
     return cuts[49], cuts[98]
 
