@@ -180,6 +180,25 @@ async def test_two_processes_share_a_port() -> None:
             await other.wait()
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"])
+async def test_a_burst_with_silence_among_it_is_answered_each_to_its_sender(listen: str) -> None:
+    async with serving(listen) as server:
+        port = server.addresses[0][1]
+        six = listen.startswith("[")
+        clients = [socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+        for client in clients:
+            client.settimeout(5)
+            client.connect(("::1" if six else "127.0.0.1", port))
+        for number in range(150):
+            clients[number % 3].send(query("web.svc.cluster", number) if number % 4 else b"no query")
+        for place, client in enumerate(clients):
+            expected = {number for number in range(150) if number % 4 and number % 3 == place}
+            answers = [dns.message.from_wire(await asyncio.to_thread(client.recv, 4096)) for _ in expected]
+            assert {answer.id for answer in answers} == expected
+            assert all(answer.answer for answer in answers)
+            client.close()
+
+
 # ── The Table ────────────────────────────────────────────────────────────────────────────────────
 
 
