@@ -79,7 +79,7 @@ class Cluster:
             "name": name, "image": IMAGE, "command": COMMAND, "replicas": replicas,
             "resources": {"cpu": "1m", "memory": "8Mi"},
             "ports": {"http": {"port": 80, "target": 8080, "protocol": "http"}},
-            "health": {"ready": {"tcp": "http", "interval": "250ms", "rise": 1, "fall": 1}},
+            "health": {"ready": {"tcp": "http"}},
             "stop": {"drain": "0s", "signal": "SIGKILL", "grace": "1s"},
         }  # fmt: skip
         self._call("PUT", f"/v1/kv/mesh/desired/services/{name}", json.dumps(spec).encode())

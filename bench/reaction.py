@@ -26,6 +26,9 @@ from typing import Any
 from bench import engine, swarm
 from bench.cluster import Cluster, cluster, dev_first_answer, usage, wait_until
 
+WELL = 1.5
+"""Seconds a replica lives before it is killed: one that dies within `restart.delay` of its start is a crash loop."""
+
 IDLE = 20.0
 """Seconds over which the idle processes are watched."""
 
@@ -57,6 +60,7 @@ def reaction(mesh: Cluster, client: Any, own: float, times: Times, number: int) 
     times["written"].append(engine.started_at(client, container.id) - began - own)
     (replica,) = wait_until(lambda: mesh.ready(name))
     wait_until(lambda: mesh.ask(f"ready.{name}.svc.cluster"))
+    time.sleep(WELL)
     killed = time.time()
     container.kill()
     seen: dict[str, float] = {}
