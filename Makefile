@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit lint fmt docs bench clean
+.PHONY: help venv demo test unit lint fmt docs bench bench-dns clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,9 @@ docs: $(VENV)/.dev ## write the generated references (docs/spec.md, docs/cli.md)
 
 bench: $(VENV)/.dev ## measure reaction times end to end on this machine (minutes; needs Docker and Consul)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.reaction $(BENCH)
+
+bench-dns: $(VENV)/.dev ## measure DNS beside dnsmasq, Knot, unbound and Consul (minutes; as root)
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.dns $(BENCH)
 
 clean: ## remove what make made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
