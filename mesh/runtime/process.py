@@ -43,6 +43,9 @@ PORTS = range(20_000, 32_768)
 MARK = "MESH_INSTANCE"
 """Variable that a replica's descendants inherit, wherever they go: its value is the replica's folder."""
 
+GONE = ".gone-"
+"""Begins the name of a folder that is being removed."""
+
 FULL_LOOK = 30.0
 HOUSEKEEPING = 1.0
 PATIENCE = 5.0
@@ -62,6 +65,8 @@ class ProcessRuntime:
         self._replicas = state / "replicas"
         self._volumes = state / "volumes"
         self._replicas.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self._replicas.glob(f"{GONE}*"):
+            shutil.rmtree(left, ignore_errors=True)
         self._node = node
         self._address = address
         self._starting: dict[str, asyncio.Lock] = {}
@@ -119,7 +124,10 @@ class ProcessRuntime:
 
     async def remove(self, id: str) -> None:
         await self._finish(id)
-        await asyncio.to_thread(shutil.rmtree, self._folder(id), ignore_errors=True)
+        gone = self._replicas / f"{GONE}{id}"  # out of every listing at once: a folder half removed tells lies
+        with contextlib.suppress(FileNotFoundError):
+            self._folder(id).rename(gone)
+        await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
         self._starting.pop(id, None)
 
     async def events(self) -> AsyncGenerator[str, None]:
@@ -177,7 +185,8 @@ class ProcessRuntime:
     # ── one replica ──────────────────────────────────────────────────────────────────────────
 
     def _ids(self) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(self._replicas) if entry.is_dir())
+        names = (entry.name for entry in os.scandir(self._replicas) if entry.is_dir())
+        return sorted(name for name in names if not name.startswith(GONE))
 
     def _folder(self, id: str) -> Path:
         return self._replicas / id

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,6 +31,13 @@ def descendants(folder: Path) -> list[ProcessId]:
     return processes_with("MESH_INSTANCE", str(folder))
 
 
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
 def read(path: str) -> bytes:
     return Path(path).read_bytes()
 
@@ -47,6 +56,27 @@ async def test_no_two_replicas_share_a_port(here: Lab) -> None:
     assert len(set(chosen)) == 60
     more = await here.open().start(here.launch(SLEEP, ports=ports))
     assert not set(more.ports.values()) & set(chosen)
+
+
+async def test_a_listing_sees_a_replica_whole_or_not_at_all(here: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removing takes a while, in a thread; a listing meanwhile once met half a folder, and that ended the agent."""
+    begun, go_on, remove_all = threading.Event(), threading.Event(), shutil.rmtree
+
+    def half(folder: Path, ignore_errors: bool) -> None:
+        (folder / "program").unlink()
+        begun.set()
+        go_on.wait(10)
+        remove_all(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("shutil.rmtree", half)
+    gone, stays = await here.start(SLEEP), await here.start(SLEEP)
+    removal = asyncio.create_task(here.runtime.remove(gone.id))
+    await asyncio.to_thread(begun.wait, 10)
+    try:
+        assert [instance.id for instance in await here.runtime.instances()] == [stays.id]
+    finally:
+        go_on.set()
+    await removal
 
 
 async def test_a_static_port_is_used_and_a_taken_one_named(here: Lab) -> None:
@@ -180,12 +210,12 @@ async def test_volumes_are_folders_that_outlive_replicas(here: Lab) -> None:
 
 async def test_exec_kills_what_takes_too_long_and_bounds_its_output(here: Lab, tmp_path: Path) -> None:
     started = await here.start(SLEEP)
-    before = len(descendants(tmp_path / "state" / "replicas" / started.id))
     with pytest.raises(RuntimeFault, match="did not end within"):
-        await here.runtime.exec(started.id, ["sh", "-c", "sleep 1000 & sleep 1000"], timeout=0.2)
+        await here.runtime.exec(started.id, ["sh", "-c", "sleep 4321 & sleep 4321"], timeout=0.2)
 
     async def gone() -> bool:
-        return len(descendants(tmp_path / "state" / "replicas" / started.id)) == before
+        left = descendants(tmp_path / "state" / "replicas" / started.id)
+        return not any(b"4321" in command_line(process.pid) for process in left)
 
     await eventually(gone)
     result = await here.runtime.exec(started.id, ["head", "-c", "3000000", "/dev/zero"])
