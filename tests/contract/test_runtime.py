@@ -17,7 +17,7 @@ from tests.parts.images import tiny_image
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
-    client = docker.APIClient(version="auto")
+    client = docker.from_env(version="auto").api
     yield tiny_image(client)
     client.close()
 

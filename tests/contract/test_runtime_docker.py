@@ -17,6 +17,7 @@ import pytest
 from mesh.aio import Tasks
 from mesh.runtime import ImageMissing, InstanceState, RuntimeFault, RuntimeUnavailable
 from mesh.runtime.docker import DockerRuntime, docker_available
+from mesh.runtime.docker_engine import Engine
 from mesh.spec.service import parse_spec
 from tests.contract.runtimes import DEADLINE, SLEEP, Lab, eventually, lab
 from tests.parts.docker import PrivateEngine
@@ -29,7 +30,7 @@ HTTPD = "mkdir /www; echo here > /www/index.html; exec httpd -f -p 8080 -h /www"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    client = docker.APIClient(version="auto")
+    client = docker.from_env(version="auto").api
     yield client
     client.close()
 
@@ -289,7 +290,7 @@ class Cable:
         self._whole.set()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_engine, to_engine = await asyncio.open_unix_connection("/var/run/docker.sock")
+        from_engine, to_engine = await asyncio.open_unix_connection(Engine().host.removeprefix("unix://"))
         self._tasks.spawn(self._carry(reader, to_engine), "to the engine")
         self._tasks.spawn(self._carry(from_engine, writer), "from the engine")
 

@@ -28,7 +28,7 @@ def consul(tmp_path: Path) -> Iterator[ConsulServer]:
 
 @pytest.fixture
 def engine() -> Iterator[Any]:
-    client = docker.APIClient(version="auto")
+    client = docker.from_env(version="auto").api
     yield client
     for container in client.containers(all=True, filters={"label": "mesh.node=n1"}):
         client.remove_container(container["Id"], force=True)
