@@ -92,7 +92,8 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No settings of this machine; the current folder is empty."""
-    for name in [name for name in os.environ if name.startswith(("MESH_", "CONSUL_")) and name != "MESH_TEST_SESSION"]:
+    settings = ("MESH_", "CONSUL_", "DOCKER_")
+    for name in [name for name in os.environ if name.startswith(settings) and name != "MESH_TEST_SESSION"]:
         monkeypatch.delenv(name)
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
