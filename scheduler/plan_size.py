@@ -40,6 +40,6 @@ class PlanSizes:
         blueprint, node = answer.request.blueprint, answer.node
         if self._bytes[node] + self._cost(node, blueprint) > MAX_NODE_PLAN:
             limit = f"its plan would exceed {MAX_NODE_PLAN // 1024} KiB; use smaller specs or more nodes"
-            return Refusal(answer.request, [f"{node}: {limit}"])
+            return Refusal(answer.request, reasons={node: limit})
         self._add(node, blueprint)
         return answer

@@ -187,7 +187,11 @@ def _nodes(decisions: Mapping[str, Decision | _Untouched], hosts: Hosts) -> list
         for node, assignment in decision.kept:
             blueprint = blueprint_or_none(decision.plan, assignment.release)
             demand = blueprint.demand if blueprint else NO_DEMAND
-            holdings[node].append(Holding(assignment.service, demand, assignment.id not in decision.outgoing))
+            holdings[node].append(
+                Holding(
+                    assignment.service, demand, assignment.id not in decision.outgoing, assignment.id, assignment.slot
+                )
+            )
     return [
         Node(
             name,

@@ -219,7 +219,8 @@ class Decision:
             needed = blueprint_of(plan.service, self._goal[slot])
             pinned = plan.pins.get(str(slot)) if needed.spec.volumes else None
             only = slot if isinstance(slot, str) else pinned
-            self.requests.append(Request(plan.service, slot, needed, only=only, avoid=failed.node if failed else ""))
+            avoid = frozenset([failed.node] if failed else [])
+            self.requests.append(Request(plan.service, slot, needed, only=only, avoid=avoid))
         for slot, why in moves.wait.items():
             self._pending[slot] = [self._explained(slot, why)]
         for seat in seats:
@@ -277,9 +278,9 @@ class Decision:
         for answer in answers:
             slot = answer.request.slot
             if isinstance(answer, Refusal):
-                self._pending[slot] = list(answer.reasons)
+                self._pending[slot] = answer.sentences()
                 if slot not in were_pending:
-                    self._story.tell("pending:", f"slot {slot}: {'; '.join(answer.reasons)}")
+                    self._story.tell("pending:", f"slot {slot}: {'; '.join(self._pending[slot])}")
                 continue
             assignment = Assignment(
                 id=new_replica_id(self.plan.service, slot),

@@ -33,7 +33,7 @@ def where(answers: list[Placement | Refusal]) -> list[str | None]:
 
 
 def reasons(answers: list[Placement | Refusal]) -> list[str]:
-    return [reason for answer in answers if isinstance(answer, Refusal) for reason in answer.reasons]
+    return [reason for answer in answers if isinstance(answer, Refusal) for reason in answer.sentences()]
 
 
 def test_replicas_of_a_service_go_apart() -> None:
@@ -56,8 +56,8 @@ def test_the_clusters_strategy_counts_where_the_service_has_none() -> None:
 
 
 def test_the_node_that_failed_the_slot_comes_last_but_is_taken_if_it_is_the_only_one() -> None:
-    assert where(place(ask(1, blueprint(), avoid="n1"), [node("n1"), node("n2", cpu=200)])) == ["n2"]
-    assert where(place(ask(1, blueprint(), avoid="n1"), [node("n1")])) == ["n1"]
+    assert where(place(ask(1, blueprint(), avoid=frozenset(["n1"])), [node("n1"), node("n2", cpu=200)])) == ["n2"]
+    assert where(place(ask(1, blueprint(), avoid=frozenset(["n1"])), [node("n1")])) == ["n1"]
 
 
 def test_a_request_for_one_node_goes_there_or_nowhere() -> None:
@@ -103,12 +103,14 @@ def test_max_per_node_counts_what_stays() -> None:
     leaving = node("n1", holdings=[Holding("web", limited.demand, stays=False)])
     staying = node("n2", holdings=[Holding("web", limited.demand)])
     assert where(place(ask(2, limited), [leaving, staying])) == ["n1", None]
-    assert reasons(place(ask(2, limited), [leaving, staying])) == ["n1, n2: already has 1 of web (max_per_node)"]
+    assert reasons(place(ask(2, limited), [leaving, staying])) == [
+        "2 nodes (n1, n2): already has 1 of web (max_per_node)"
+    ]
 
 
 def test_reasons_are_grouped_and_bounded() -> None:
     nodes = [node(f"n{number}", cpu=10) for number in range(8)]
-    assert reasons(place(ask(1, blueprint()), nodes)) == ["n0, n1, n2 and 5 more: needs 100m cpu, 10m free"]
+    assert reasons(place(ask(1, blueprint()), nodes)) == ["8 nodes (n0, n1, n2 and 5 more): needs 100m cpu, 10m free"]
     nodes = [node(f"n{number}", cpu=number) for number in range(60)]
     assert len(reasons(place(ask(1, blueprint()), nodes))) == 11
 
@@ -169,4 +171,4 @@ def test_nothing_is_ever_over_capacity_and_the_answer_is_stable(
         for request in placed:
             most = request.blueprint.spec.placement.max_per_node
             assert most is None or sum(1 for other in placed if other.service == request.service) <= most
-    assert all(answer.reasons for answer in answers if isinstance(answer, Refusal))
+    assert all(answer.sentences() for answer in answers if isinstance(answer, Refusal))

@@ -82,7 +82,7 @@ def test_what_has_no_room_is_pending_with_a_reason_and_placed_when_there_is_room
     world.apply(replicas=3, resources={"memory": "3Gi"})
     world.run(5)
     assert [pending.slot for pending in world.plans["web"].pending] == [3]
-    assert world.plans["web"].pending[0].reasons == ["n1, n2: needs 3Gi memory, 1Gi free"]
+    assert world.plans["web"].pending[0].reasons == ["2 nodes (n1, n2): needs 3Gi memory, 1Gi free"]
     assert sum("pending: slot 3" in event for event in world.events()) == 1
     world.nodes["n2"].capacity = Capacity(cpu=4000, memory=8 * GI)
     world.run(0.1)

@@ -10,61 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from mesh.model import Capacity, Slot
-from mesh.scheduler.blueprint import Blueprint, Demand, HostPort
-from mesh.scheduler.sentences import listed, size_text
+from mesh.scheduler.blueprint import HostPort
+from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
+from mesh.scheduler.sentences import size_text
 from mesh.units import format_cpu
-
-MAX_NAMED = 3
-"""Nodes named in one reason; more are counted."""
-MAX_REASONS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What already lies on a node; `stays`: it is not about to be replaced or stopped."""
-
-    service: str
-    demand: Demand
-    stays: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A candidate as it is before the batch; `barred` says why it gets nothing, if so."""
-
-    name: str
-    capacity: Capacity
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    holdings: Sequence[Holding] = ()
-    barred: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One replica that needs a place; `only`: the one node that will do; `avoid`: the node that failed it last."""
-
-    service: str
-    slot: Slot
-    blueprint: Blueprint
-    only: str | None = None
-    avoid: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    request: Request
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """No node will do; a sentence for each group of nodes."""
-
-    request: Request
-    reasons: Sequence[str]
 
 
 def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "spread") -> list[Placement | Refusal]:
@@ -89,9 +39,22 @@ def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "s
         best.take(request)
         chosen[position] = best.node.name
     return [
-        Placement(request, chosen[position]) if position in chosen else Refusal(request, feasible.reasons(request))
+        Placement(request, chosen[position]) if position in chosen else feasible.refusal(request)
         for position, request in enumerate(requests)
     ]
+
+
+def explain(request: Request, nodes: Iterable[Node], strategy: str = "spread") -> list[Verdict]:
+    """What each node is for a request, the best first, then those that will not do."""
+    tallies = {node.name: _Tally(node) for node in nodes}
+    feasible = _Feasibility(tallies)
+    packing = (request.blueprint.spec.placement.strategy or strategy) == "binpack"
+    fit = [tally for tally in feasible.of(request) if not tally.lacks(request)]
+    fit.sort(key=lambda tally: tally.rank(request, packing=packing))
+    verdicts = [Verdict(tally.node.name, score=tally.score(request, packing=packing)) for tally in fit]
+    named = {verdict.node for verdict in verdicts}
+    refusal = feasible.refusal(request)
+    return [*verdicts, *(Verdict(node, why) for node, why in refusal.reasons.items() if node not in named)]
 
 
 class _Tally:
@@ -140,8 +103,14 @@ class _Tally:
 
     def rank(self, request: Request, *, packing: bool) -> tuple[bool, float, float, str]:
         """Least is best."""
-        failed, own, load = self.node.name == request.avoid, self._staying[request.service], self._load(request)
+        failed, own, load = self.node.name in request.avoid, self._staying[request.service], self._load(request)
         return (failed, -load, own, self.node.name) if packing else (failed, own, load, self.node.name)
+
+    def score(self, request: Request, *, packing: bool) -> tuple[tuple[str, float], ...]:
+        """The parts of its rank, by name."""
+        failed, *rest, _ = self.rank(request, packing=packing)
+        names = ("load", "own replicas") if packing else ("own replicas", "load")
+        return (("failed before", float(failed)), *zip(names, map(float, rest), strict=True))
 
     def _load(self, request: Request) -> float:
         """The fullest of its dimensions with the replica on it, 0..1."""
@@ -158,7 +127,7 @@ class _Feasibility:
         self._tallies = tallies
         self._refused: dict[int, dict[str, str]] = {}
         self._allowed: dict[int, list[_Tally]] = {}
-        self._reasons: dict[tuple[int, str | None], list[str]] = {}
+        self._refusals: dict[tuple[int, str | None], tuple[str, Reasons]] = {}
 
     def of(self, request: Request) -> list[_Tally]:
         """The nodes that may be asked for room."""
@@ -171,28 +140,27 @@ class _Feasibility:
             return [tally for tally in self._allowed[key] if tally.node.name == request.only]
         return self._allowed[key]
 
-    def reasons(self, request: Request) -> list[str]:
+    def refusal(self, request: Request) -> Refusal:
         """Why no node will do, after everything else has been placed."""
         key = (id(request.blueprint), request.only)
-        if key not in self._reasons:
-            self._reasons[key] = self._sentences(request)
-        return self._reasons[key]
+        if key not in self._refusals:
+            self._refusals[key] = (self._why(request), Reasons(lambda: self._reasons(request)))
+        why, reasons = self._refusals[key]
+        return Refusal(request, why, {} if why else reasons)
 
-    def _sentences(self, request: Request) -> list[str]:
+    def _why(self, request: Request) -> str:
         if request.only is not None and request.only not in self._tallies:
-            return [f"its volumes are on {request.only}, which is unknown" if request.blueprint.spec.volumes
-                    else f"there is no node {request.only}"]  # fmt: skip
-        if not self._tallies:
-            return ["there are no nodes"]
+            return (f"its volumes are on {request.only}, which is unknown" if request.blueprint.spec.volumes
+                    else f"there is no node {request.only}")  # fmt: skip
+        return "" if self._tallies else "there are no nodes"
+
+    def _reasons(self, request: Request) -> dict[str, str]:
         refused = self._refused[id(request.blueprint)]
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, tally in self._tallies.items():
-            if request.only in (None, name):
-                groups[refused.get(name) or tally.lacks(request)].append(name)
-        sentences = [f"{listed(names, MAX_NAMED)}: {why}" for why, names in groups.items()]
-        if len(sentences) > MAX_REASONS:
-            sentences[MAX_REASONS:] = [f"and {len(sentences) - MAX_REASONS} more reasons"]
-        return sentences
+        return {
+            name: refused.get(name) or tally.lacks(request)
+            for name, tally in self._tallies.items()
+            if request.only in (None, name)
+        }
 
 
 def _bars(request: Request, node: Node) -> str:
