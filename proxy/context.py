@@ -78,7 +78,7 @@ class Context:
         self.tasks.spawn(self._connect(exchange, upstream), f"connect {upstream.id}")
 
     async def _connect(self, exchange: Exchange, upstream: Upstream) -> None:
-        limit = exchange.backend.policy.connect_timeout
+        limit = exchange.policy.connect_timeout
         try:
             async with asyncio.timeout(limit):
                 _, connection = await asyncio.get_running_loop().create_connection(

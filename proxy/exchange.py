@@ -13,6 +13,7 @@ from mesh.proxy import headers
 from mesh.proxy.backend import AVOID_SECONDS, Backend, Upstream
 from mesh.proxy.body import LAST_CHUNK, Body, chunk
 from mesh.proxy.http1 import Request, Response
+from mesh.proxy.policy import Policy
 from mesh.proxy.retry import IDEMPOTENT, may_retry
 from mesh.proxy.upstream import UpstreamConnection
 
@@ -29,17 +30,19 @@ class Exchange:
     __slots__ = (
         "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_keep_alive",
         "_replay", "_replay_size", "_started", "_status", "_tried", "_tries", "_upstream", "_upstream_eof", "backend",
-        "client", "done", "request", "tunnel",
+        "client", "done", "policy", "request", "tunnel",
     )  # fmt: skip
 
-    def __init__(self, client: ClientConnection, request: Request, backend: Backend) -> None:
+    def __init__(self, client: ClientConnection, request: Request, backend: Backend, policy: Policy) -> None:
+        """`policy`: the backend's, or what a route's rule makes of it."""
         self.client = client
         self.request = request
         self.backend = backend
+        self.policy = policy
         self.done = False
         self.tunnel = False
         self._started = time.monotonic()
-        self._deadline = self._started + backend.policy.timeout
+        self._deadline = self._started + policy.timeout
         self._body: Body | None = request.body()
         self._head = headers.request_head(request, client.peer, backend.host, trusted=client.trusted)
         self._replay: list[bytes] | None = []  # of the body; None: too much to keep
@@ -134,7 +137,7 @@ class Exchange:
             self._keep_for_replay(payload)
             self._connection.write(payload)
         if self._body.done:
-            self._deadline = time.monotonic() + self.backend.policy.timeout
+            self._deadline = time.monotonic() + self.policy.timeout
         self._set_deadline()
         return rest
 
@@ -158,9 +161,7 @@ class Exchange:
         """The response's head, with what has come of its body. False: another endpoint is tried instead."""
         request = self.request
         status = response.status
-        if status in self.backend.policy.retry_on and self._try_again(
-            status, f"{self._who} answered {status}", sent=True
-        ):
+        if status in self.policy.retry_on and self._try_again(status, f"{self._who} answered {status}", sent=True):
             return False
         self._status = response.status
         self._chunk_response = not response.no_body and response.length is None and request.version == 1
@@ -241,7 +242,7 @@ class Exchange:
         if self._upstream is not None:
             self._tried.append(self._upstream)
         again = (
-            may_retry(self.backend.policy, failure, self.request.method, self._tries,
+            may_retry(self.policy, failure, self.request.method, self._tries,
                       replayable=self._replay is not None, sent=sent)
             and (now < self._deadline or self.request_open)
             and self.backend.pick(self._tried, now) is not None
@@ -311,7 +312,7 @@ class Exchange:
 
     def _set_deadline(self) -> None:
         """Sets when the client's connection calls `expired`."""
-        policy = self.backend.policy
+        policy = self.policy
         now = self.client.context.wheel.now
         if self._status or self.request_open:
             deadline = now + policy.idle_timeout

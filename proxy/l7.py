@@ -13,6 +13,7 @@ from mesh.proxy.body import Malformed
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
+from mesh.proxy.policy import Policy
 from mesh.proxy.stats import Stats
 from mesh.proxy.timers import NEVER, Timed
 
@@ -37,8 +38,8 @@ class Site(Protocol):
     def idle_timeout(self) -> float:
         """Seconds that a connection may wait for its next request."""
 
-    def backend_for(self, request: Request) -> Backend:
-        """Raises Refused if there is none."""
+    def destination(self, request: Request) -> tuple[Backend, Policy]:
+        """Where it goes and how it is treated. Raises Refused if there is no such place."""
 
 
 class ClientConnection(asyncio.Protocol, Timed):
@@ -167,7 +168,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         end += len(HEAD_END)
         self._buffer = data[end:]
         request = parse_request(data[:end])
-        self._exchange = exchange = Exchange(self, request, self._site.backend_for(request))
+        self._exchange = exchange = Exchange(self, request, *self._site.destination(request))
         exchange.start()
         return True
 

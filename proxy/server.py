@@ -41,8 +41,8 @@ class ServiceSite:
     def idle_timeout(self) -> float:
         return self._backend.policy.idle_timeout
 
-    def backend_for(self, request: Request) -> Backend:
-        return self._backend
+    def destination(self, request: Request) -> tuple[Backend, Policy]:
+        return self._backend, self._backend.policy
 
 
 class RouteSite:
@@ -54,7 +54,7 @@ class RouteSite:
         self.stats = Stats()
         self.idle_timeout = Policy().idle_timeout
 
-    def backend_for(self, request: Request) -> Backend:
+    def destination(self, request: Request) -> tuple[Backend, Policy]:
         """Raises Refused: 404 where no rule matches, 503 where its service is not there."""
         target = self.router.target(request)
         if target is None:
@@ -62,7 +62,7 @@ class RouteSite:
         backend = self._backend_of(target.service, target.port, target.tag)
         if backend is None:
             raise Refused(503, f"{target.service}.{target.port}: no such service and port")
-        return backend
+        return backend, backend.policy
 
 
 class ProxyServer:
