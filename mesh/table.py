@@ -89,17 +89,56 @@ class PackedServices(Mapping[str, TableService]):
 
 
 class Target(Struct, frozen=True, kw_only=True):
+    """Where requests go. Without a `tag`, beside a target that has one: to the endpoints that lack that tag."""
+
     service: str
-    port: str
+    port: str = "http"
     tag: str | None = None
     weight: int = 100
 
 
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class Redirect(Struct, frozen=True, kw_only=True):
+    """Where clients are sent; what is not named stays. `path` replaces all of it, `prefix` what the rule matched."""
+
+    code: int = 302
+    scheme: str | None = None
+    host: str | None = None  # with a port, if one is meant
+    path: str | None = None
+    prefix: str | None = None
+
+
+class Rewrite(Struct, frozen=True, kw_only=True):
+    """What the service is asked for instead; as in `Redirect`."""
+
+    host: str | None = None
+    path: str | None = None
+    prefix: str | None = None
+
+
+class RateLimit(Struct, frozen=True, kw_only=True):
+    """Requests per second that one worker lets through, for each client or value of a header, or for all together."""
+
+    rate: float
+    burst: int = 0  # 0: as many as come in a second
+    per: str = "client"  # client | header:NAME | rule
+
+
 class Rule(Struct, frozen=True, kw_only=True):
+    """Which requests, and what becomes of them: they go `to` services, or get a `redirect`."""
+
     host: str = ""
     path: str = "/"
+    methods: list[str] = []
     headers: dict[str, str] = {}
     to: list[Target] = []
+    redirect: Redirect | None = None
+    rewrite: Rewrite | None = None
+    timeout: str | float | None = None  # None: the service's; so too for each of `retries`
+    retries: dict[str, Any] = {}
+    limits: RateLimit | None = None
 
 
 class TableRoute(Struct, frozen=True, kw_only=True):
@@ -162,7 +201,25 @@ def parse_table(data: bytes) -> Table:
                 raise TableError(f"{where}.port: must be 1..65535, got {port.port}")
             if port.protocol not in ("http", "tcp", "udp"):
                 raise TableError(f"{where}.protocol: must be http, tcp or udp, got {port.protocol!r}")
+    for name, route in table.routes.items():
+        for number, rule in enumerate(route.rules):
+            if fault := _rule_fault(rule):
+                raise TableError(f"routes.{name}.rules.{number}{fault}")
     return table
+
+
+def _rule_fault(rule: Rule) -> str | None:
+    if bool(rule.to) == (rule.redirect is not None):
+        return ": needs one of to and redirect"
+    if not rule.path.startswith("/"):
+        return f".path: must begin with /, got {rule.path!r}"
+    if rule.redirect and rule.redirect.code not in REDIRECTS:
+        return f".redirect.code: must be one of {', '.join(map(str, REDIRECTS))}, got {rule.redirect.code}"
+    if rule.to and not any(target.weight > 0 for target in rule.to):
+        return ".to: needs a weight above zero"
+    if any(target.weight < 0 for target in rule.to):
+        return ".to: a weight must not be below zero"
+    return None
 
 
 def _with_names(data: bytes, message: str) -> str:
