@@ -30,6 +30,8 @@ CONSUL = debs.cache_folder() / "consul" / "root" / "usr" / "bin"
 if not shutil.which("consul") and CONSUL.exists():  # fetched by `make test`, found by a bare pytest too
     os.environ["PATH"] += f":{CONSUL}"
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else what we start ignores it if our shell's job did
+
 hypothesis.settings.register_profile("suite", deadline=None, database=None)  # no timing, no files in the tree
 hypothesis.settings.load_profile("suite")
 
