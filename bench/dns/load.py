@@ -9,7 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.dns.servers import LOAD_CORE, Server
+from bench.dns.servers import Server
+from bench.processes import LOAD_CORE
 
 _SENT = re.compile(r"Queries completed: +(\d+) ")
 _LOST = re.compile(r"Queries lost: +(\d+) ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,12 +14,12 @@ from typing import cast
 from urllib.request import Request, urlopen
 
 from bench.dns.world import answered_addresses, query
+from bench.processes import cpu_seconds, pin, resident
 from mesh.dataplane.worker import DnsArguments
 from mesh.dataplane.workers import Workers
 from mesh.table import Table
 from tests.parts.consul import ConsulServer, free_port
 
-SERVER_CORE, LOAD_CORE = 0, 1
 PATIENCE = 60.0
 
 PROGRAMS = {"dnsmasq": "dnsmasq-base", "knotd": "knot", "unbound": "unbound", "consul": "consul", "dnsperf": "dnsperf"}
@@ -36,32 +35,10 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """What it has used so far, with its children (dnsmasq has one per TCP connection)."""
-        ticks = sum(sum(map(int, stat_of(pid)[11:15])) for pid in (self.pid, *children(self.pid)))
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
     def resident_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def stat_of(pid: int) -> list[str]:
-    """proc(5): the fields of `stat` after the name; 11 to 14 are the CPU times, own and of children waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended, and counts as waited for
-        return ["0"] * 15
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def pin(pid: int) -> None:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {SERVER_CORE})
+        return resident(self.pid) / 2**20
 
 
 def missing() -> list[str]:
