@@ -61,8 +61,7 @@ class Exchange:
     # ── trying
 
     def start(self) -> None:
-        stats = self.backend.stats
-        stats.in_flight += 1
+        self.backend.stats.begin(self._started)
         self.backend.budget.request(self._started)
         self._try()
 
@@ -372,8 +371,6 @@ class Exchange:
         if self.done:
             return
         self.done = True
-        stats = self.backend.stats
-        stats.in_flight -= 1
-        stats.answered(status, time.monotonic() - self._started)
+        self.backend.stats.end(self._started, time.monotonic(), status)
         if tell_client:
             self.client.exchange_done(keep_alive=keep_alive)

@@ -157,7 +157,7 @@ class ProxyServer:
 
     def metrics(self) -> list[Family]:
         counted = {key: backend.stats for key, backend in self._backends.items()}
-        return families(counted | {("routes", address): site.stats for address, site in self._sites.items()})
+        return families(counted, {}, {address: site.stats for address, site in self._sites.items()})
 
     async def close(self) -> None:
         """Accepts no more, lets open work end within a few seconds, closes."""
