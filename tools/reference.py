@@ -146,7 +146,11 @@ def cli_reference() -> str:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         panel = getattr(command, "rich_help_panel", None)
-        panels.setdefault(panel if isinstance(panel, str) else "Other", []).append(_command(context, name, command))
+        listed = panels.setdefault(panel if isinstance(panel, str) else "Other", [])
+        inner = type(context)(command, info_name=name, parent=context)
+        listed += [_command(inner, f"{name} {verb}", one) for verb, one in getattr(command, "commands", {}).items()]
+        if not hasattr(command, "commands"):
+            listed.append(_command(context, name, command))
     return "\n".join(f"## {panel}\n\n" + "\n".join(commands) for panel, commands in panels.items())
 
 

@@ -158,7 +158,8 @@ def shape_fault(data: object) -> str | None:
         for key, item in _items(value):
             if fault := _scalar_fault(key):
                 return f"{path}: {fault}" if path else fault
-            left.append((item, f"{path}.{key}" if path else str(key), depth + 1))
+            name = str(key) if str(key).isprintable() else repr(key)
+            left.append((item, f"{path}.{name}" if path else name, depth + 1))
     return None
 
 

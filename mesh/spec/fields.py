@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from mesh import units
+from mesh.cron import parse_cron, parse_zone
 from mesh.suggestion import suggestion
 from mesh.units import shown
 
@@ -125,6 +126,20 @@ def _signal(value: object) -> str:
     return value
 
 
+def _cron(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be five fields such as */5 * * * *, got {shown(value)}")
+    parse_cron(value)
+    return value
+
+
+def _zone(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a time zone such as UTC or Europe/Berlin, got {shown(value)}")
+    parse_zone(value)
+    return value
+
+
 _SHARE = r"^[0-9]+(\.[0-9]+)?%$"
 
 Duration = Annotated[
@@ -144,6 +159,7 @@ PortNumber = Annotated[int, *_whole(1, 65535)]
 Count = Annotated[int, *_whole(0, 10**9)]
 Positive = Annotated[int, *_whole(1, 10**9)]
 Replicas = Annotated[int, *_whole(0, 100_000)]
+Completions = Annotated[int, *_whole(1, 100_000)]
 Attempts = Annotated[int, *_whole(0, 10)]
 Weight = Annotated[int, *_whole(-100, 100)]
 Priority = Annotated[int, *_whole(0, 100)]
@@ -156,6 +172,8 @@ Word = Annotated[str, _like(r"\S{1,512}", "a word")]
 FilePath = Annotated[str, *_text(r"/[^\0]*", "a path that begins with /", "/var/lib/data")]
 UrlPath = Annotated[str, *_text(r"/[!-~]*", "a path that begins with /", "/healthz")]
 VariableName = Annotated[str, _like(r"[A-Za-z_][A-Za-z0-9_.-]*", "a variable's name")]
-Cron = Annotated[str, *_text(r"\S+( +\S+){4}", "five fields such as */5 * * * *", "*/5 * * * *")]
+_EXAMPLES = ["*/5 * * * *", "@hourly"]
+Cron = Annotated[str, BeforeValidator(_cron), WithJsonSchema({"type": "string", "examples": _EXAMPLES})]
+Zone = Annotated[str, BeforeValidator(_zone), WithJsonSchema({"type": "string", "examples": ["UTC", "Europe/Berlin"]})]
 Signal = Annotated[str, BeforeValidator(_signal), WithJsonSchema({"type": "string", "examples": ["SIGTERM", "SIGINT"]})]
 HashOf = Annotated[str, *_text(r"client|header:[!-~]+|cookie:[!-~]+", "client, header:NAME or cookie:NAME", "client")]

@@ -4,7 +4,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mesh.spec.fields import Count, Cron, Duration, FieldFault, Number, Part, Positive, Replicas, Share, Text, Word
+from mesh.spec.fields import (
+    Completions,
+    Count,
+    Cron,
+    Duration,
+    FieldFault,
+    Number,
+    Part,
+    Positive,
+    Replicas,
+    Share,
+    Text,
+    Word,
+    Zone,
+)
 
 
 class PrometheusMetric(Part):
@@ -86,21 +100,21 @@ class Schedule(Part):
     """When a cron service runs."""
 
     cron: Cron
-    """Five fields: minute, hour, day, month, weekday."""
-    zone: Word = "UTC"
+    """Five fields: minute, hour, day, month, weekday; or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`."""
+    zone: Zone = "UTC"
     """Time zone of the fields."""
     overlap: Literal["skip", "allow", "replace"] = "skip"
-    """What to do when the last run has not ended."""
+    """When a run is due and one still runs: leave the new one out, run both, or stop the old one."""
 
 
 class Job(Part):
-    """Work that ends."""
+    """Work that ends: a replica that exits with code 0 is done."""
 
-    completions: Positive = 1
-    """How many runs must succeed."""
+    completions: Completions = 1
+    """How many replicas must succeed: slots 1 to `completions`, each once."""
     parallelism: Positive = 1
     """How many run at once."""
     retries: Count = 3
-    """How many may fail before the job has."""
+    """How many replicas may fail before the job has failed."""
     deadline: Duration = 3600.0
-    """How long the job may take in all."""
+    """How long the job may take in all, waiting included; then it has failed."""

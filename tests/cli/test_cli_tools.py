@@ -94,3 +94,25 @@ def test_doctor_is_content_with_a_good_store(mesh: Mesh, store_url: str, tmp_pat
     result = mesh("doctor", "--store", store_url, "--runtime", "process", *listens, "--state", tmp_path / "state")
     assert (result.code, result.err) == (0, "")
     assert "answers, leader" in result.out
+
+
+def test_cron_next_lists_the_due_runs(mesh: Mesh) -> None:
+    night = ("--zone", "Europe/Berlin", "--from", "2026-10-25T00:30Z", "--to", "2026-10-25T02:30:00Z")
+    assert mesh("cron", "next", "30 * * * *", *night, "--json").json == [
+        {"time": 1792888200, "local": "2026-10-25T02:30:00+02:00"},
+        {"time": 1792895400, "local": "2026-10-25T03:30:00+01:00"},
+    ]
+    seconds = ("--zone", "Europe/Berlin", "--from", "1792888200", "--to", "1792888200")
+    assert mesh("cron", "next", "30 * * * *", *seconds).out == "2026-10-25T02:30:00+02:00\n"
+    assert len(mesh("cron", "next", "@daily").out.splitlines()) == 10
+
+
+def test_cron_next_says_what_is_wrong(mesh: Mesh) -> None:
+    for arguments, fault in [
+        (["0 0 31 2 *"], "February has no day 31"),
+        (["@daily", "--zone", "Mars/Olympus"], "must be a time zone"),
+        (["@daily", "--from", "tomorrow"], "must be a time"),
+    ]:
+        result = mesh("cron", "next", *arguments)
+        assert (result.code, result.out) == (2, "")
+        assert fault in result.err

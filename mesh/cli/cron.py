@@ -1,0 +1,49 @@
+"""`mesh cron next`: when a schedule runs."""
+
+from typing import Annotated
+
+import typer
+
+from mesh import console
+from mesh.cli.base import Invalid, Json, app
+
+_PANEL = "Check and explain"
+_COUNT = 10
+"""Runs that are listed where no end is given."""
+
+cron = typer.Typer(no_args_is_help=True, help="Schedules.")
+app.add_typer(cron, name="cron", rich_help_panel=_PANEL)
+
+
+@cron.command(epilog='Example: mesh cron next "30 2 * * *" --zone Europe/Berlin')
+def next(
+    expression: Annotated[str, typer.Argument(metavar="EXPR", help="Five fields, or an alias such as @hourly.")],
+    zone: Annotated[str, typer.Option("--zone", metavar="TZ", help="Time zone of the fields.")] = "UTC",
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="T", help="From then on, inclusive: ISO 8601 or Unix seconds; default: now."),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="T", help=f"Until then, inclusive; default: {_COUNT} runs.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The runs of a schedule that are due in a time. A time without an offset is one of the zone."""
+    import math
+    import time
+    from itertools import islice, takewhile
+
+    from mesh.cron import local_text, parse_time, runs
+
+    try:
+        first = parse_time(start, zone) if start else time.time()
+        last = parse_time(end, zone) if end else math.inf
+        due = takewhile(lambda run: run <= last, runs(expression, zone, math.nextafter(first, -math.inf)))
+        found = [{"time": int(run), "local": local_text(run, zone)} for run in islice(due, None if end else _COUNT)]
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+    if json:
+        console.print_json(found)
+    else:
+        for run in found:
+            console.say(str(run["local"]))
