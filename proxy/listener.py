@@ -1,22 +1,40 @@
-"""Listening sockets that the Table asks for, opened and closed as it changes."""
+"""Listening sockets that the Table asks for: opened, closed, and handed from a worker to its successor.
+
+A listening socket that is closed resets the connections that wait in its queue. So one that is given up is emptied
+first, and one whose worker is replaced is not closed at all: `export` names the sockets' descriptors, which go to the
+next worker over a unix socket (SCM_RIGHTS), and its `adopt` takes them instead of opening its own. The kernel then
+sees no change, and each client's datagrams stay with the same socket of an SO_REUSEPORT group.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+log = logging.getLogger(__name__)
+
 BACKLOG = 1024
+"""Connections that the kernel keeps waiting; as HAProxy and nginx (511) have it, up to net.core.somaxconn."""
+ACCEPTS = 64
+"""Connections accepted before others get their turn."""
+OUT_OF_FILES_SECONDS = 0.1
+"""Without accepting, where the process or the host has no descriptor left: waiting connections stay in the queue."""
 
 
 class Opened(Protocol):
-    """A listener in use: a server or a datagram transport."""
+    """A listener in use."""
 
-    def close(self) -> None: ...
+    def close(self, *, shared: bool) -> None:
+        """Takes no more. What waits in the socket's queue is still accepted, unless others have the socket as well."""
+
+
+Open = Callable[[socket.socket], Awaitable[Opened]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +42,13 @@ class Wanted:
     """What to listen on, and what then speaks there."""
 
     address: str  # ip:port
-    kind: str  # http | tcp | udp; one that changes closes the old listener
-    protocol: Callable[[], asyncio.BaseProtocol]
+    kind: str  # http | tcp | udp, or any other word; one that changes opens the listener anew
+    open: Open
+
+    @property
+    def place(self) -> str:
+        """Names a socket over all workers: `tcp 10.96.0.7:80`."""
+        return f"{'udp' if self.kind == 'udp' else 'tcp'} {self.address}"
 
 
 class Listeners:
@@ -33,22 +56,39 @@ class Listeners:
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[Wanted, Opened]] = {}
+        self._sockets: dict[str, socket.socket] = {}  # by place
+        self._inherited: dict[str, socket.socket] = {}
         self._failed: dict[str, tuple[Wanted, str]] = {}
 
     def problems(self) -> list[str]:
         return [problem for _, problem in self._failed.values()]
 
+    def export(self) -> dict[str, int]:
+        """The descriptors of all sockets by place, to be sent to another worker while they are still open here."""
+        return {place: bound.fileno() for place, bound in self._sockets.items()}
+
+    def adopt(self, descriptors: Mapping[str, int]) -> None:
+        """Takes sockets that another worker had: the next `update` uses those that it wants and closes the others."""
+        for place, descriptor in descriptors.items():
+            self._inherited[place] = inherited = socket.socket(fileno=descriptor)
+            inherited.setblocking(False)
+
     async def update(self, wanted: Mapping[str, Wanted]) -> None:
         """Opens and closes so that exactly `wanted` is listened on; a listener that stays is not touched."""
         self._failed = {}
+        kept = {each.place for each in wanted.values()}
         for name, (old, opened) in list(self._open.items()):
             new = wanted.get(name)
             if new is None or (new.address, new.kind) != (old.address, old.kind):
                 del self._open[name]
-                opened.close()
+                bound = self._sockets.pop(old.place)
+                if old.place in kept:  # another name or kind has it next
+                    self._inherited[old.place] = bound.dup()
+                opened.close(shared=old.place in kept)
         for name, each in wanted.items():
             if name not in self._open:
                 await self._try(name, each)
+        self._close_inherited()
 
     async def retry(self) -> None:
         """Tries again what could not be opened."""
@@ -59,34 +99,127 @@ class Listeners:
     async def _try(self, name: str, wanted: Wanted) -> None:
         try:
             self._check_taken(wanted)
-            self._open[name] = (wanted, await self._listen(wanted))
+            bound = self._inherited.pop(wanted.place, None) or bind(wanted.address, datagrams=wanted.kind == "udp")
+            try:
+                self._open[name] = (wanted, await wanted.open(bound))
+            except OSError:
+                bound.close()
+                raise
+            self._sockets[wanted.place] = bound
         except (OSError, ValueError) as error:
             self._failed[name] = (wanted, f"{name}: cannot listen on {wanted.address}: {explain(error)}")
 
     def _check_taken(self, wanted: Wanted) -> None:
         """Two names on one address would share its connections at random: SO_REUSEPORT lets them."""
         for other, (taken, _) in self._open.items():
-            if taken.address == wanted.address and (taken.kind == "udp") == (wanted.kind == "udp"):
+            if taken.place == wanted.place:
                 raise ValueError(f"{other} listens there; give one of them another `listen`")
 
-    async def _listen(self, wanted: Wanted) -> Opened:
-        loop = asyncio.get_running_loop()
-        if wanted.kind == "udp":
-            bound = bind(wanted.address, socket.SOCK_DGRAM)
-            transport, _ = await loop.create_datagram_endpoint(_datagram(wanted), sock=bound)
-            return transport
-        bound = bind(wanted.address, socket.SOCK_STREAM)
-        return await loop.create_server(wanted.protocol, sock=bound, backlog=BACKLOG)
-
-    def close(self) -> None:
+    def close(self, *, shared: bool = False) -> None:
+        """Takes no more. `shared`: another worker has the sockets, and accepts what waits in their queues."""
         for _, opened in self._open.values():
-            opened.close()
-        self._open = {}
-        self._failed = {}
+            opened.close(shared=shared)
+        self._open, self._sockets, self._failed = {}, {}, {}
+        self._close_inherited()
+
+    def _close_inherited(self) -> None:
+        for bound in self._inherited.values():
+            bound.close()
+        self._inherited = {}
 
 
-def _datagram(wanted: Wanted) -> Callable[[], asyncio.DatagramProtocol]:
-    return wanted.protocol  # type: ignore[return-value]  # by its kind
+class ProtocolServer:
+    """Accepts for an asyncio protocol; the event loop does it, which is quickest."""
+
+    def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._bound = bound
+        self._protocol = protocol
+        self._server: asyncio.Server | None = None
+        self._late: set[asyncio.Task[object]] = set()
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, sock=self._bound, backlog=BACKLOG)
+
+    def close(self, *, shared: bool) -> None:
+        assert self._server is not None
+        rest = self._bound.dup()  # outlives the server
+        self._server.close()
+        with rest:
+            for connection in [] if shared else waiting(rest):
+                connecting = asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+                task = asyncio.ensure_future(connecting)
+                self._late.add(task)
+                task.add_done_callback(self._late.discard)
+
+
+def serve_protocol(protocol: Callable[[], asyncio.BaseProtocol]) -> Open:
+    """Opens a listener whose connections each get a `protocol()`."""
+
+    async def opened(bound: socket.socket) -> Opened:
+        server = ProtocolServer(bound, protocol)
+        await server.start()
+        return server
+
+    return opened
+
+
+class AcceptLoop:
+    """Accepts for what works on bare sockets."""
+
+    def __init__(self, bound: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+        self._bound = bound
+        self._serve = serve
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        bound.listen(BACKLOG)
+        self._loop.add_reader(bound, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            for connection in waiting(self._bound, ACCEPTS):
+                self._serve(connection)
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
+            log.warning("cannot accept connections for now: %s", error)
+            self._loop.remove_reader(self._bound)
+            self._loop.call_later(OUT_OF_FILES_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._bound, self._accept)
+
+    def close(self, *, shared: bool) -> None:
+        self._closed = True
+        self._loop.remove_reader(self._bound)
+        with self._bound:
+            for connection in [] if shared else waiting(self._bound):
+                self._serve(connection)
+
+
+def serve_sockets(serve: Callable[[socket.socket], None]) -> Open:
+    """Opens a listener whose connections are each given to `serve`."""
+
+    async def opened(bound: socket.socket) -> Opened:
+        return AcceptLoop(bound, serve)
+
+    return opened
+
+
+def waiting(listening: socket.socket, most: int = BACKLOG) -> Iterator[socket.socket]:
+    """Accepts what waits in the queue, not blocking.
+
+    Raises:
+        OSError: where that is impossible for now, for want of descriptors or memory.
+    """
+    for _ in range(most):
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return
+        except ConnectionAbortedError:  # it left while it waited
+            continue
+        connection.setblocking(False)
+        yield connection
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -101,7 +234,7 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def bind(address: str, kind: socket.SocketKind) -> socket.socket:
+def bind(address: str, *, datagrams: bool) -> socket.socket:
     """A socket bound to `address` that other workers may share.
 
     Raises:
@@ -109,10 +242,11 @@ def bind(address: str, kind: socket.SocketKind) -> socket.socket:
         ValueError: if the address is none.
     """
     host, port = parse_address(address)
+    kind = socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
     try:
         bound.setblocking(False)
-        if kind == socket.SOCK_STREAM:
+        if not datagrams:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))

@@ -14,11 +14,11 @@ from mesh.proxy.context import Context
 from mesh.proxy.http1 import Refused, Request
 from mesh.proxy.l4 import TcpSession
 from mesh.proxy.l7 import ClientConnection
-from mesh.proxy.listener import Listeners, Wanted
+from mesh.proxy.listener import Listeners, Open, Wanted, serve_protocol
 from mesh.proxy.policy import Policy
 from mesh.proxy.route import Router
 from mesh.proxy.stats import Stats, families
-from mesh.proxy.udp import UdpListener
+from mesh.proxy.udp import serve_datagrams
 from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService
 
 RETRY_SECONDS = 1.0
@@ -133,16 +133,19 @@ class ProxyServer:
             for port_name, port in service.ports.items():
                 if address := port.listen or (f"{service.vip}:{port.port}" if service.vip else None):
                     backend = self._backends[name, port_name]
-                    wanted[backend.name] = Wanted(address, port.protocol, self._factory(backend, port))
+                    wanted[backend.name] = Wanted(address, port.protocol, self._serve(backend, port))
         for address, routes in _routes_by_address(table.routes).items():
             names = ", ".join(f"route {name}" for name, _ in routes)
-            wanted[names] = Wanted(address, "http", partial(ClientConnection, self._sites[address], self._context))
+            serve = serve_protocol(partial(ClientConnection, self._sites[address], self._context))
+            wanted[names] = Wanted(address, "http", serve)
         return wanted
 
-    def _factory(self, backend: Backend, port: TablePort) -> Callable[[], asyncio.BaseProtocol]:
-        if port.protocol == "http":
-            return partial(ClientConnection, ServiceSite(backend), self._context)
-        return partial(UdpListener if port.protocol == "udp" else TcpSession, backend, self._context)
+    def _serve(self, backend: Backend, port: TablePort) -> Open:
+        if port.protocol == "udp":
+            return serve_datagrams(backend, self._context)
+        if port.protocol == "tcp":
+            return serve_protocol(partial(TcpSession, backend, self._context))
+        return serve_protocol(partial(ClientConnection, ServiceSite(backend), self._context))
 
     async def _retry_listeners(self) -> None:
         while True:

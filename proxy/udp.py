@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any, cast
 
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
+from mesh.proxy.listener import Open, Opened
 from mesh.proxy.timers import NEVER, Timed
 
 IDLE = 30.0
@@ -54,6 +56,20 @@ class UdpListener(asyncio.DatagramProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         for session in list(self.sessions.values()):
             session.end()
+
+    def close(self, *, shared: bool) -> None:
+        self.transport.close()
+
+
+def serve_datagrams(backend: Backend, context: Context) -> Open:
+    """Opens a listener for datagrams."""
+
+    async def opened(bound: socket.socket) -> Opened:
+        listener = UdpListener(backend, context)
+        await asyncio.get_running_loop().create_datagram_endpoint(lambda: listener, sock=bound)
+        return listener
+
+    return opened
 
 
 class UdpSession(asyncio.DatagramProtocol, Timed):
