@@ -1,7 +1,7 @@
 """Counting without a library call on the hot path: plain integers, shown as families and loads on demand.
 
-One object per service port (`Stats`), per endpoint of it (`EndpointStats`) and per route (`RouteStats`). A request costs
-each of them a call or two. Memory and series are bounded by the Table: what left it is forgotten after `RETENTION`.
+One object per service port (`Stats`), per endpoint of it (`EndpointStats`) and per route (`RouteStats`): a call or two
+each per request. Memory and series are bounded by the Table: what left it is forgotten after `RETENTION`.
 """
 
 from __future__ import annotations
