@@ -44,7 +44,7 @@ class Exchange:
         self._started = time.monotonic()
         self._deadline = self._started + policy.timeout
         self._body: Body | None = request.body()
-        self._head = headers.request_head(request, client.peer, backend.host, trusted=client.trusted)
+        self._head = headers.request_head(request, client.origin, backend.host)
         self._replay: list[bytes] | None = []  # of the body; None: too much to keep
         self._replay_size = 0
         self._tries = 0

@@ -12,6 +12,7 @@ from mesh.proxy.backend import Backend
 from mesh.proxy.body import Malformed
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
+from mesh.proxy.headers import Origin
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
 from mesh.proxy.policy import Policy
 from mesh.proxy.stats import Stats
@@ -47,17 +48,16 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     __slots__ = (
         "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",
-        "context", "peer", "transport", "trusted", "upstream_full",
+        "context", "origin", "transport", "upstream_full",
     )  # fmt: skip
 
     transport: asyncio.Transport
+    origin: Origin
 
     def __init__(self, site: Site, context: Context) -> None:
         Timed.__init__(self)
         self._site = site
         self.context = context
-        self.peer = b""
-        self.trusted = False
         self._exchange: Exchange | None = None
         self._buffer = b""
         self._advancing = False
@@ -73,8 +73,8 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.transport = cast(asyncio.Transport, transport)
         address = transport.get_extra_info("peername")
         host = address[0] if address else ""
-        self.peer = host.encode()
-        self.trusted = self.context.trusts(host)
+        scheme = b"http" if transport.get_extra_info("sslcontext") is None else b"https"
+        self.origin = Origin(host.encode(), scheme, trusted=self.context.trusts(host))
         self.context.clients.add(self)
         self._site.stats.connections += 1
         self._site.stats.opened += 1

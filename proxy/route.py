@@ -94,7 +94,4 @@ def _path_matches(prefix: bytes, path: bytes) -> bool:
 
 
 def _headers_match(rule: _Rule, request: Request) -> bool:
-    for name, value in rule.headers.items():
-        if not any(field == value for found, field in request.fields if found.lower() == name):
-            return False
-    return True
+    return all(request.fields.has(name, value) for name, value in rule.headers.items())

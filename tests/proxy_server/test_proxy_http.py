@@ -41,10 +41,11 @@ async def test_hop_by_hop_fields_end_here(mesh: Mesh) -> None:
     await mesh.add("web-1")
     client, server, request = await mesh.pair(
         b"GET / HTTP/1.1\r\nHost: web\r\nConnection: X-Secret, keep-alive\r\nX-Secret: 1\r\nKeep-Alive: timeout=5\r\n"
-        b"Proxy-Connection: keep-alive\r\nProxy-Authorization: x\r\nTE: trailers\r\nTrailer: X-T\r\nX-Kept: 1\r\n\r\n"
+        b"Proxy-Connection: keep-alive\r\nProxy-Authorization: x\r\nTE: deflate\r\nTrailer: X-T\r\nX-Kept: 1\r\n\r\n"
     )
     assert {name.lower() for name, _ in request.fields} == {
-        "host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via",
+        "host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "traceparent",
+        "via",
     }  # fmt: skip
     await server.send(
         b"HTTP/1.1 200 OK\r\nConnection: X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nX-Request-Id: 7\r\n"
@@ -54,18 +55,29 @@ async def test_hop_by_hop_fields_end_here(mesh: Mesh) -> None:
     assert {name for name, _ in answer.fields} == {"Content-Length", "X-Request-Id"}
 
 
+@pytest.mark.parametrize(
+    "sent", [b"TE: trailers", b"TE: deflate;q=0.5, Trailers", b"TE: gzip\r\nConnection: TE\r\nTE: trailers"]
+)
+async def test_of_te_only_trailers_is_left(mesh: Mesh, sent: bytes) -> None:
+    await mesh.add("web-1")
+    _, _, request = await mesh.pair(b"GET / HTTP/1.1\r\nHost: web\r\n%b\r\n\r\n" % sent)
+    assert request["TE"] == "trailers"
+
+
 async def test_forwarding_fields_are_replaced_by_default(mesh: Mesh) -> None:
     await mesh.add("web-1")
     _, _, request = await mesh.pair(
         b"GET / HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\n"
-        b"X-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nVia: 1.0 edge\r\n\r\n"
+        b"X-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nX-Forwarded-Port: 6\r\n"
+        b"X_Forwarded_For: 6.6.6.6\r\nX_Real-IP: 6\r\nContent_Length: 6\r\nMy_Own: 1\r\nVia: 1.0 edge\r\n\r\n"
     )
     assert request["X-Forwarded-For"] == "127.0.0.1"
     assert request["X-Forwarded-Proto"] == "http"
     assert request["X-Forwarded-Host"] == "shop.example"
     assert request.all("Via") == ["1.0 edge", "1.1 mesh"]
-    assert "Forwarded" not in request
-    assert "X-Real-IP" not in request
+    assert request["My_Own"] == "1"
+    for name in ("Forwarded", "X-Real-IP", "X-Forwarded-Port", "X_Forwarded_For", "X_Real-IP", "Content_Length"):
+        assert name not in request  # with underscores: CGI and WSGI would take them for the others
 
 
 async def test_a_trusted_peer_s_forwarding_fields_are_added_to(mesh: Mesh) -> None:
@@ -75,7 +87,7 @@ async def test_a_trusted_peer_s_forwarding_fields_are_added_to(mesh: Mesh) -> No
         await trusting.add("web-1")
         _, _, request = await trusting.pair(
             b"GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2\r\nX-Forwarded-Proto: https\r\n"
-            b"X-Forwarded-Host: shop\r\nForwarded: for=1.1.1.1\r\n\r\n"
+            b"X-Forwarded-Host: shop\r\nForwarded: for=1.1.1.1\r\nX-Forwarded-Port: 443\r\n\r\n"
         )
     finally:
         await trusting.close()
@@ -83,6 +95,7 @@ async def test_a_trusted_peer_s_forwarding_fields_are_added_to(mesh: Mesh) -> No
     assert request["X-Forwarded-Proto"] == "https"
     assert request["X-Forwarded-Host"] == "shop"
     assert request["Forwarded"] == "for=1.1.1.1"
+    assert request["X-Forwarded-Port"] == "443"
 
 
 @pytest.mark.parametrize(("sent", "kept"), [(b"abc-123", True), (b"x" * 129, False), (b"a b", False)])
@@ -91,6 +104,60 @@ async def test_request_ids_are_kept_or_made(mesh: Mesh, sent: bytes, kept: bool)
     _, _, request = await mesh.pair(b"GET / HTTP/1.1\r\nHost: web\r\nX-Request-Id: %b\r\n\r\n" % sent)
     assert (request["X-Request-Id"] == sent.decode()) is kept
     assert request["X-Request-Id"]
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+
+
+async def trace_of(mesh: Mesh, *values: str) -> tuple[str, str, str, bool]:
+    """What becomes of these `traceparent`s: trace, parent and flags; whether `tracestate` goes with it."""
+    fields = "".join(f"traceparent: {value}\r\n" for value in values)
+    client = await mesh.dial()
+    await client.send(f"GET / HTTP/1.1\r\nHost: web\r\n{fields}tracestate: a=1\r\ntracestate: b=2\r\n\r\n".encode())
+    request = await (await mesh.upstream.accept()).head()
+    version, trace, parent, flags = request["traceparent"].split("-")
+    assert (version, len(trace), len(parent)) == ("00", 32, 16)
+    return trace, parent, flags, request.all("tracestate") == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "flags"),
+    [
+        (f"00-{TRACE}-{PARENT}-01", "01"),
+        (f"00-{TRACE}-{PARENT}-00", "00"),
+        (f"00-{TRACE}-{PARENT}-ff", "03"),
+        (f"cc-{TRACE}-{PARENT}-01", "01"),
+        (f"cc-{TRACE}-{PARENT}-01-what-comes-then", "01"),
+    ],
+)
+async def test_a_trace_is_continued(mesh: Mesh, sent: str, flags: str) -> None:
+    await mesh.add("web-1")
+    trace, parent, sent_flags, with_state = await trace_of(mesh, sent)
+    assert (trace, sent_flags, with_state) == (TRACE, flags, True)
+    assert parent != PARENT
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (),
+        (f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-01"),
+        (f"ff-{TRACE}-{PARENT}-01",),
+        (f"00-{TRACE}-{PARENT}-01-more",),
+        (f"cc-{TRACE}-{PARENT}-01.more",),
+        (f"00-{TRACE.upper()}-{PARENT}-01",),
+        (f"00-{'0' * 32}-{PARENT}-01",),
+        (f"00-{TRACE}-{'0' * 16}-01",),
+        (f"00-{TRACE}-{PARENT}",),
+        (f"00-{TRACE}x-{PARENT}-01",),
+    ],
+)
+async def test_a_trace_that_is_none_begins_anew(mesh: Mesh, sent: tuple[str, ...]) -> None:
+    await mesh.add("web-1")
+    trace, _, flags, with_state = await trace_of(mesh, *sent)
+    assert (flags, with_state) == ("01", False)
+    assert trace != TRACE
 
 
 async def test_an_absolute_target_s_authority_wins(mesh: Mesh) -> None:
