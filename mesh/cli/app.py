@@ -9,7 +9,15 @@ import sys
 import typer
 
 from mesh import __version__, console
-from mesh.cli import cron, daemons, desired, inspection, replicas, tools  # noqa: F401  (in the order of the help's panels)
+from mesh.cli import (  # noqa: F401  (in the order of the help's panels)
+    cron,
+    daemons,
+    desired,
+    inspection,
+    planning,
+    replicas,
+    tools,
+)
 from mesh.cli.base import Failed
 from mesh.cli.base import app as app
 from mesh.settings.sources import SettingsError

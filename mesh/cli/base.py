@@ -1,5 +1,6 @@
 """What every command shares: the application, the options that say where the store is, and how a command fails."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -162,13 +163,22 @@ def _connection(
 
 
 async def _run(body: Callable[..., Awaitable[None]], values: dict[str, Any]) -> None:
+    flags = {name: values.pop(name) for name in inspect.signature(_connection).parameters}
+    async with connected(**flags) as mesh:
+        await body(mesh, **values)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    store: str | None, token_file: Path | None, root: str | None, config: Path | None
+) -> AsyncIterator[Mesh]:
+    """The mesh that these options name."""
     from mesh.store.consul import ConsulStore
 
-    flags = {name: values.pop(name) for name in inspect.signature(_connection).parameters}
-    sources = Sources.read(flags.pop("config"))
-    settings = sources.store(address=flags.pop("store"), **flags)
-    store = ConsulStore(settings)
+    sources = Sources.read(config)
+    settings = sources.store(address=store, token_file=token_file, root=root)
+    client = ConsulStore(settings)
     try:
-        await body(Mesh(store, Keys(settings.root), sources), **values)
+        yield Mesh(client, Keys(settings.root), sources)
     finally:
-        await store.close()
+        await client.close()

@@ -61,6 +61,30 @@ def read_specs(paths: Sequence[str], check: Callable[[ServiceSpec], object] | No
     return list(found.values())
 
 
+def read_document(file: str, longest: int = MAX_FILE) -> Document:
+    """The one document of a file, or of standard input (`-`).
+
+    Raises:
+        SpecError: if it cannot be read, is no document, or is several.
+    """
+    try:
+        documents = parse_documents(_read(file, longest), Path(file).suffix)
+        if len(documents) != 1:
+            raise DocumentError(f"must hold one document, holds {len(documents)}")
+    except DocumentError as error:
+        raise SpecError([f"{_shown(file)}{f':{error.line}' if error.line else ''}: {error.sentence}"]) from None
+    return documents[0]
+
+
+def located(file: str, document: Document, sentence: str) -> str:
+    """`path: sentence` with the file, and the line where it is known."""
+    return _located(_shown(file), "", sentence, document.lines)
+
+
+def _shown(file: str) -> str:
+    return "standard input" if file == "-" else file
+
+
 def _files(path: str) -> list[str]:
     folder = Path(path)
     if path == "-" or not folder.is_dir():
@@ -73,9 +97,9 @@ def _files(path: str) -> list[str]:
 
 def _specs(file: str, check: Callable[[ServiceSpec], object] | None, errors: list[str]) -> Iterator[ServiceSpec]:
     """The valid specs of one file; what is wrong goes into `errors`."""
-    shown = "standard input" if file == "-" else file
+    shown = _shown(file)
     try:
-        documents = parse_documents(_read(file), Path(file).suffix)
+        documents = parse_documents(_read(file, MAX_FILE), Path(file).suffix)
     except DocumentError as error:
         errors.append(f"{shown}{f':{error.line}' if error.line else ''}: {error.sentence}")
         return
@@ -128,17 +152,17 @@ def _line(path: str, lines: Mapping[str, int]) -> int | None:
     return lines.get(path)
 
 
-def _read(file: str) -> str:
+def _read(file: str, longest: int) -> str:
     try:
         if file == "-":
-            data = sys.stdin.buffer.read(MAX_FILE + 1)
+            data = sys.stdin.buffer.read(longest + 1)
         else:
             with Path(file).open("rb") as stream:
-                data = stream.read(MAX_FILE + 1)
+                data = stream.read(longest + 1)
     except OSError as error:
         raise DocumentError(f"cannot read it: {error.strerror}") from None
-    if len(data) > MAX_FILE:
-        raise DocumentError(f"is larger than {MAX_FILE // 2**20} MiB")
+    if len(data) > longest:
+        raise DocumentError(f"is larger than {longest // 2**20} MiB")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,0 +1,290 @@
+"""The end state: where everything will be once all that is decided has been carried out.
+
+Stops count as done and new replicas as ready, and it is decided again until nothing changes: so the answer, carried
+out and asked again, is empty. The places are chosen by the same engine as in the running scheduler.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.model import Slot
+from mesh.scheduler.cluster import Cluster, Replica, Room
+from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request, place
+from mesh.scheduler.seating import Seating, seat
+
+MAX_ROUNDS = 100
+"""Evictions only go down in priority, so a few rounds do; this bounds what a mistake of ours could cost."""
+
+MAX_TRIES = 8
+"""Of placing anew because a predecessor must stay; then all keep their room until their successors have theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    replica: Replica
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Slots of a service that nothing can be placed in: a sentence per node, or `why` where no node is at fault."""
+
+    service: str
+    slots: Sequence[Slot]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What would be placed and stopped, what would wait, and all replicas that there would be."""
+
+    placed: Sequence[Replica]
+    stopped: Sequence[Stopped]
+    waiting: Sequence[Waiting]
+    replicas: Sequence[Replica]
+
+
+def waiting_slots(outcome: Forecast) -> int:
+    """How many slots wait; a service that waits as a whole counts as one."""
+    return sum(max(1, len(waiting.slots)) for waiting in outcome.waiting)
+
+
+def forecast(cluster: Cluster) -> Forecast:
+    """The end state of a cluster."""
+    return _Course(cluster).run()
+
+
+def engine_nodes(
+    cluster: Cluster,
+    replicas: Iterable[Replica],
+    without: Collection[str] = (),
+    outgoing: Collection[str] = (),
+    *,
+    evictable: bool = True,
+) -> list[Node]:
+    """The living nodes as the engine takes them, with these replicas on them.
+
+    Args:
+        cluster: the nodes, and the priorities of services.
+        replicas: what lies on the nodes.
+        without: ids of those that do not count.
+        outgoing: ids of those that hold their room, but are about to go.
+        evictable: whether any may have to go for a request of higher priority.
+    """
+    priorities = {name: service.priority for name, service in cluster.services.items()}
+    holdings: dict[str, list[Holding]] = defaultdict(list)
+    for replica in replicas:
+        if replica.id not in without:
+            stays = replica.holds_slot and replica.id not in outgoing
+            holdings[replica.node].append(Holding(
+                replica.service, replica.demand, stays, replica.id, replica.slot,
+                priorities.get(replica.service, 50), evictable and stays,
+            ))  # fmt: skip
+    return [Node(name, site.capacity, site.attributes, holdings[name], site.barred)
+            for name, site in sorted(cluster.sites.items()) if not site.lost]  # fmt: skip
+
+
+def slot_order(slot: Slot) -> tuple[int, str]:
+    """Sort key of a service's slots."""
+    return (slot, "") if isinstance(slot, int) else (0, slot)
+
+
+# ── the way there ────────────────────────────────────────────────────────────────────────────
+
+_Seat = tuple[str, Slot]
+"""A service's slot."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one look at the whole cluster decides. `settled`: carried out, another look would decide nothing more."""
+
+    placed: list[Replica] = field(default_factory=list)
+    stopped: list[Stopped] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    settled: bool = True
+
+
+class _Course:
+    """The way to the end state: what is there now, and what has been decided so far."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._present = {replica.id: replica for replica in cluster.replicas
+                         if replica.holds_room and cluster.lives(replica.node)}  # fmt: skip
+        self._placed: dict[str, Replica] = {}
+        self._stopped: list[Stopped] = []
+        self._pins = _pins(cluster)
+        self._avoid = _avoided(cluster)
+
+    def run(self) -> Forecast:
+        decided = _Round()
+        for _ in range(MAX_ROUNDS):
+            decided = self._decide()
+            self._carry_out(decided)
+            if decided.settled:
+                break
+        return Forecast(
+            placed=sorted(self._placed.values(), key=lambda one: (one.service, slot_order(one.slot))),
+            stopped=sorted(self._stopped, key=lambda one: (one.replica.service, slot_order(one.replica.slot))),
+            waiting=[*self._parked(), *_folded(map(self._with_volumes, decided.refused))],
+            replicas=list(self._present.values()),
+        )
+
+    def _carry_out(self, decided: _Round) -> None:
+        for stopped in decided.stopped:
+            del self._present[stopped.replica.id]
+            if self._placed.pop(stopped.replica.id, None) is None:
+                self._stopped.append(stopped)
+        for replica in decided.placed:
+            self._present[replica.id] = self._placed[replica.id] = replica
+            self._pins[replica.service, replica.slot] = replica.node
+
+    def _decide(self) -> _Round:
+        held: dict[str, list[Replica]] = defaultdict(list)
+        for replica in self._present.values():
+            if replica.holds_slot:
+                held[replica.service].append(replica)
+        room = Room(self._cluster, self._present.values())
+        seatings = {name: seat(service, held.pop(name, []), self._cluster.sites, room)
+                    for name, service in sorted(self._cluster.services.items())}  # fmt: skip
+        going = [Stopped(replica, why) for seating in seatings.values() for replica, why in seating.stop]
+        going += [Stopped(replica, "the service is gone") for replicas in held.values() for replica in replicas]
+        decided = self._place(seatings, {stopped.replica.id for stopped in going})
+        decided.stopped += going
+        last = [Stopped(replica, why) for seating in seatings.values() for replica, why in seating.after_others]
+        if last:
+            decided.stopped += self._when_alone(last, {stopped.replica.id for stopped in decided.stopped})
+        return decided
+
+    def _place(self, seatings: Mapping[str, Seating], gone: Collection[str]) -> _Round:
+        """Places all that waits in one batch.
+
+        A predecessor goes if its successor has a place, and stays if not; when one stays after all, the batch is placed
+        anew around it.
+        """
+        leaving = {(name, old.slot): Stopped(old, why)
+                   for name, seating in seatings.items() for old, why in seating.hand_over}  # fmt: skip
+        empty = [(name, slot) for name, seating in seatings.items() for slot in seating.fill]
+        wanted = sorted([*leaving, *empty], key=lambda seat: (seat[0], slot_order(seat[1])))
+        staying: dict[_Seat, Refusal] = {}
+        for _ in range(MAX_TRIES):
+            away = {old.replica.id for seat, old in leaving.items() if seat not in staying}
+            answers = self._answers([seat for seat in wanted if seat not in staying], {*gone, *away})
+            late = {seat: answer for answer in answers
+                    if isinstance(answer, Refusal) and (seat := _seat(answer)) in leaving}  # fmt: skip
+            staying |= late
+            if not late:
+                refused = list(staying.values())
+                break
+        else:
+            answers, refused = self._answers(wanted, gone, {old.replica.id for old in leaving.values()}), []
+        decided = _Round(refused=refused, settled=not staying)
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                decided.refused.append(answer)
+                continue
+            decided.placed.append(_new_replica(answer))
+            decided.stopped += [leaving[_seat(answer)]] if _seat(answer) in leaving else []
+            decided.stopped += [Stopped(self._present[id], f"makes room for {answer.request.service}")
+                                for id in answer.evicts]  # fmt: skip
+            decided.settled = decided.settled and not answer.evicts
+        decided.settled = decided.settled or not decided.placed
+        return decided
+
+    def _answers(
+        self, seats: Sequence[_Seat], without: Collection[str], outgoing: Collection[str] = ()
+    ) -> list[Placement | Refusal]:
+        if not seats:
+            return []
+        nodes = engine_nodes(self._cluster, self._present.values(), without, outgoing)
+        return place([self._request(*seat) for seat in seats], nodes, self._cluster.strategy)
+
+    def _request(self, name: str, slot: Slot) -> Request:
+        service = self._cluster.services[name]
+        assert service.blueprint is not None  # or nothing of it would be placed
+        pinned = self._pins.get((name, slot)) if service.blueprint.spec.volumes else None
+        only = str(slot) if service.kind == "global" else pinned
+        return Request(name, slot, service.blueprint, only=only, avoid=self._avoid.get(name, frozenset()))
+
+    def _when_alone(self, last: Sequence[Stopped], gone: Collection[str]) -> list[Stopped]:
+        """Those of a draining node that nothing else is left on."""
+        waiting = {stopped.replica.id for stopped in last}
+        busy = {replica.node for replica in self._present.values()
+                if replica.holds_slot and replica.id not in gone and replica.id not in waiting}  # fmt: skip
+        return [stopped for stopped in last if stopped.replica.node not in busy]
+
+    # ── why something waits ──────────────────────────────────────────────────────────────────
+
+    def _parked(self) -> Iterator[Waiting]:
+        """Services whose spec is unusable; what they have stays."""
+        for name, service in sorted(self._cluster.services.items()):
+            if service.why:
+                filled = {one.slot for one in self._present.values() if one.service == name and one.holds_slot}
+                missing = max(0, service.desired - len(filled)) if service.blueprint is None else 0
+                free = (slot for slot in itertools.count(1) if slot not in filled)
+                yield Waiting(name, list(itertools.islice(free, missing)), why=service.why)
+
+    def _with_volumes(self, refusal: Refusal) -> Refusal:
+        """A slot that its volumes pin has a reason for every node."""
+        request = refusal.request
+        pinned = self._pins.get((request.service, request.slot))
+        if pinned is None or not request.blueprint.spec.volumes:
+            return refusal
+        elsewhere = f"its volume is on {pinned}"
+        reasons = {name: elsewhere for name, site in sorted(self._cluster.sites.items()) if not site.lost}
+        if not self._cluster.lives(pinned):
+            reasons = dict.fromkeys(reasons, f"{elsewhere}, which is lost")
+        reasons[pinned] = f"{refusal.reasons.get(pinned, 'is lost')}; its volume is here"
+        return Refusal(request, reasons=reasons)
+
+
+def _seat(answer: Placement | Refusal) -> _Seat:
+    return answer.request.service, answer.request.slot
+
+
+def _new_replica(placement: Placement) -> Replica:
+    request = placement.request
+    return Replica(
+        id=f"{request.service} {request.slot}: new",
+        service=request.service,
+        slot=request.slot,
+        node=placement.node,
+        demand=request.blueprint.demand,
+    )
+
+
+def _pins(cluster: Cluster) -> dict[_Seat, str]:
+    """The node of each slot's last replica, whatever became of it: its volumes are there."""
+    last: dict[_Seat, tuple[bool, float, str]] = {}
+    for replica in cluster.replicas:
+        seat, rank = (replica.service, replica.slot), (replica.holds_slot, replica.since)
+        if seat not in last or rank >= last[seat][:2]:
+            last[seat] = (*rank, replica.node)
+    return {seat: node for seat, (_, _, node) in last.items()}
+
+
+def _avoided(cluster: Cluster) -> dict[str, frozenset[str]]:
+    """For each service the nodes that failed a replica of its release."""
+    failed: dict[str, set[str]] = defaultdict(set)
+    for replica in cluster.replicas:
+        if replica.failed and replica.current:
+            failed[replica.service].add(replica.node)
+    return {name: frozenset(nodes) for name, nodes in failed.items()}
+
+
+def _folded(refusals: Iterable[Refusal]) -> Iterator[Waiting]:
+    """Refusals of a service with equal reasons as one."""
+    texts: dict[int, tuple[Mapping[str, str], tuple[tuple[str, str], ...]]] = {}  # most share one mapping
+    slots: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[Slot]] = defaultdict(list)
+    for refusal in refusals:
+        if (known := texts.get(id(refusal.reasons))) is None:
+            known = texts[id(refusal.reasons)] = (refusal.reasons, tuple(refusal.reasons.items()))
+        slots[refusal.request.service, refusal.why, known[1]].append(refusal.request.slot)
+    for (service, why, reasons), waiting in sorted(slots.items()):
+        yield Waiting(service, sorted(waiting, key=slot_order), dict(reasons), why)

@@ -1,0 +1,109 @@
+"""The running cluster as a forecast looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mesh.keys import Keys
+from mesh.model import Assignment, Capacity, ReplicaState, RolloutState, ServicePlan, Slot, Want
+from mesh.scheduler import releases
+from mesh.scheduler.blueprint import NO_DEMAND, blueprint_of, blueprint_or_none
+from mesh.scheduler.cluster import Cluster, Replica, Service, Site
+from mesh.scheduler.hosts import Condition, Host, Memory, remember, survey
+from mesh.view import View
+
+_NOW = 0.0
+"""A forecast knows no time: what is silent counts as lost, what backs off or is being stopped as done."""
+
+
+def live_cluster(view: View) -> Cluster:
+    """What is wished, what runs, and what the nodes have, as the store tells it.
+
+    A silent node counts as lost. A spec that is not in force yet is taken as it will be.
+    """
+    hosts = survey(view, remember(view, Memory(), _NOW), _NOW, 0.0, Keys()).by_name
+    plans = {name: _plan(view, name) for name in view.wishes}
+    return Cluster(
+        sites={name: _site(host) for name, host in hosts.items()},
+        services={name: _service(view, plan) for name, plan in plans.items()},
+        replicas=[*_replicas(view, plans), *_remembered(plans)],
+        strategy=view.config.strategy,
+    )
+
+
+def _plan(view: View, name: str) -> ServicePlan:
+    """The service's plan once its newest wish has been looked at."""
+    return releases.accept(view.plans.get(name, ServicePlan(service=name)), view.wishes[name], _NOW)
+
+
+def _site(host: Host) -> Site:
+    return Site(
+        name=host.name,
+        capacity=host.report.capacity if host.report else Capacity(),
+        attributes=host.attributes,
+        barred=host.why if host.condition is not Condition.ACTIVE else "",
+        draining=host.condition is Condition.DRAINING,
+        lost=host.condition in (Condition.GONE, Condition.LOST),
+    )
+
+
+def _service(view: View, plan: ServicePlan) -> Service:
+    name, wish = plan.service, view.wishes[plan.service]
+    why = "; ".join(plan.errors)
+    asked = plan.desired if wish.spec is None or plan.errors else wish.spec.replicas
+    desired = view.scale.get(name, asked)
+    if not plan.releases:
+        return Service(name, None, desired, why=why)
+    newest = plan.releases[-1]
+    return Service(
+        name,
+        blueprint_of(name, newest),
+        desired,
+        newest.number,
+        why,
+        rolls=plan.rollout.state is not RolloutState.PAUSED,
+    )
+
+
+def _replicas(view: View, plans: dict[str, ServicePlan]) -> Iterator[Replica]:
+    """All that is assigned, with what its node says of it."""
+    for node, node_plan in view.node_plans.items():
+        seen = view.nodes.get(node)
+        states = {report.id: report.state for report in seen.report.replicas} if seen else {}
+        for assignment in node_plan.replicas:
+            plan = plans.get(assignment.service)
+            blueprint = blueprint_or_none(plan, assignment.release) if plan else None
+            yield Replica(
+                id=assignment.id,
+                service=assignment.service,
+                slot=assignment.slot,
+                node=node,
+                state=_state(assignment, states.get(assignment.id, ReplicaState.ASSIGNED)),
+                current=plan is None or not plan.releases or _hash(plan, assignment.release) == plan.releases[-1].hash,
+                since=assignment.placed,
+                demand=blueprint.demand if blueprint else NO_DEMAND,
+            )
+
+
+def _state(assignment: Assignment, state: ReplicaState) -> ReplicaState:
+    """What was told to stop holds its room until it has."""
+    return state if state.ended or assignment.want is Want.RUN else ReplicaState.DRAINING
+
+
+def _hash(plan: ServicePlan, release: int) -> str:
+    return next((known.hash for known in plan.releases if known.number == release), "")
+
+
+def _remembered(plans: dict[str, ServicePlan]) -> Iterator[Replica]:
+    """What the plans remember of replicas that are no more: where their volumes are, and which node failed them."""
+    for plan in plans.values():
+        for slot, node in plan.pins.items():
+            yield _ended(plan, slot, node, ReplicaState.STOPPED)
+        for slot, state in plan.slots.items():
+            if plan.releases and _hash(plan, state.release) == plan.releases[-1].hash:
+                yield _ended(plan, slot, state.node, ReplicaState.FAILED)
+
+
+def _ended(plan: ServicePlan, slot: str, node: str, state: ReplicaState) -> Replica:
+    place: Slot = slot if plan.kind == "global" else int(slot)
+    return Replica(f"{plan.service} {slot} {state}", plan.service, place, node, state, since=-1.0)

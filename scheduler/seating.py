@@ -1,0 +1,101 @@
+"""Which replicas of a service stay, which go, and which slots wait for a new one: one service's wish, slot by slot."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.model import Slot
+from mesh.scheduler.blueprint import Blueprint
+from mesh.scheduler.cluster import Replica, Room, Service, Site
+from mesh.scheduler.scale_down import first_to_go
+
+
+@dataclass(slots=True)
+class Seating:
+    """Whom to stop for good, who hands over to a successor in the same slot (each with the reason), whom to place.
+
+    `after_others`: stopped when nothing else is left on their node, for a drain stops globals last.
+    """
+
+    stop: list[tuple[Replica, str]] = field(default_factory=list)
+    after_others: list[tuple[Replica, str]] = field(default_factory=list)
+    hand_over: list[tuple[Replica, str]] = field(default_factory=list)
+    fill: list[Slot] = field(default_factory=list)
+
+
+def seat(service: Service, held: Sequence[Replica], sites: Mapping[str, Site], room: Room) -> Seating:
+    """The seating of a service; `held`: its replicas that hold a slot, on living nodes."""
+    seating = Seating()
+    if service.blueprint is None:
+        return seating
+    seats: dict[Slot, list[Replica]] = defaultdict(list)
+    for replica in held:
+        seats[replica.slot].append(replica)
+    keepers: dict[Slot, Replica] = {}
+    for slot, sitting in seats.items():
+        keepers[slot], *others = sorted(sitting, key=lambda replica: _keep_first(replica, sites))
+        seating.stop += [(other, "its slot is taken") for other in others]
+    if service.kind == "global":
+        _seat_globally(service.blueprint, keepers, sites, seating)
+    elif service.kind != "cron":  # what runs of a cron service ends by itself
+        _seat_counted(service, service.blueprint, keepers, sites, room, seating)
+    for replica in keepers.values():
+        if sites[replica.node].draining:
+            seating.hand_over.append((replica, f"drain of {replica.node}"))
+        elif not replica.current and service.rolls:
+            seating.hand_over.append((replica, f"replaced by release {service.release}"))
+    return seating
+
+
+def _keep_first(replica: Replica, sites: Mapping[str, Site]) -> tuple[bool, bool, bool, float, str]:
+    """Sort key for those in one slot: what need not be replaced, then ready before not ready, old before new."""
+    return (not replica.current, sites[replica.node].draining, not replica.ready, replica.since, replica.id)
+
+
+def _seat_counted(
+    service: Service,
+    blueprint: Blueprint,
+    keepers: dict[Slot, Replica],
+    sites: Mapping[str, Site],
+    room: Room,
+    seating: Seating,
+) -> None:
+    """As many as are desired: the lowest free slots are filled, or the surplus is stopped."""
+    missing = service.desired - len(keepers)
+    if missing >= 0:
+        free = (slot for slot in itertools.count(1) if slot not in keepers)
+        seating.fill += itertools.islice(free, missing)
+        return
+    spread = blueprint.spec.placement.spread
+    for replica in first_to_go(list(keepers.values()), -missing, spread[0].label if spread else "zone", sites, room):
+        del keepers[replica.slot]
+        seating.stop.append((replica, f"not needed: {service.desired} of {len(keepers) - missing} are desired"))
+
+
+def _seat_globally(
+    blueprint: Blueprint, keepers: dict[Slot, Replica], sites: Mapping[str, Site], seating: Seating
+) -> None:
+    """One on each eligible node; a paused node keeps what it has."""
+    eligible = {name: why_not(blueprint, site) for name, site in sites.items() if not site.lost}
+    for slot, replica in list(keepers.items()):
+        if sites[replica.node].draining:
+            seating.after_others.append((keepers.pop(slot), f"drain of {replica.node}"))
+        elif why := eligible.get(str(slot), "there is no such node"):
+            seating.stop.append((keepers.pop(slot), f"{slot} is not eligible: {why}"))
+    seating.fill += [
+        name for name, why in eligible.items() if not why and not sites[name].barred and name not in keepers
+    ]
+
+
+def why_not(blueprint: Blueprint, site: Site) -> str:
+    """Why no replica of a global service belongs on a node, whatever room there is; empty if one does."""
+    if why := blueprint.refuses(site.attributes.get("runtime", "")):
+        return why
+    for constraint in blueprint.constraints:
+        if not constraint.allows(site.attributes):
+            return constraint.why_not(site.attributes)
+    return next((f"has no label {label} (max_per)" for label in blueprint.spec.placement.max_per
+                 if label not in site.attributes), "")  # fmt: skip
