@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mesh.aio import Tasks
 from mesh.proxy.backend import Upstream
+from mesh.proxy.splice import Pipes
 from mesh.proxy.timers import Wheel
 from mesh.proxy.upstream import UpstreamConnection
 
@@ -31,6 +32,7 @@ class Context:
     def __init__(self, trust: Sequence[str] = ()) -> None:
         self.wheel = Wheel()
         self.tasks = Tasks()
+        self.pipes = Pipes()
         self.clients: set[ClientConnection] = set()
         self.sessions: set[TcpSession] = set()
         self._emptied = asyncio.Event()

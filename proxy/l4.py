@@ -1,211 +1,216 @@
 """TCP: bytes as they are, both ways, with backpressure, half-close and an idle time-out.
 
-`Relay` is the seam for a kernel path (splice, sockmap): it is entered once both sides are connected.
+On bare sockets, not transports: the bytes of a large transfer need not enter this process (`flow.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
+import struct
 import time
-from typing import cast
 
 from mesh.proxy.backend import AVOID_SECONDS, Backend, Upstream
 from mesh.proxy.context import Context
+from mesh.proxy.flow import Flow
+from mesh.proxy.listener import Address, Serve
 from mesh.proxy.retry import may_retry
 from mesh.proxy.timers import NEVER, Timed
 
-FLUSH = 10.0
-"""Seconds for the last bytes of a session to go out."""
+_RESET = struct.pack("ii", 1, 0)
 
 
-class TcpSession(asyncio.Protocol, Timed):
-    """A client's connection and the one to its endpoint; this protocol is the client's side."""
+def serve_tcp(backend: Backend, context: Context) -> Serve:
+    """What takes over the connections of a tcp port."""
+
+    def serve(client: socket.socket, address: Address) -> None:
+        TcpSession(client, address, backend, context).start()
+
+    return serve
+
+
+class TcpSession(Timed):
+    """A client's connection and the one to its endpoint: first connects, then relays."""
 
     __slots__ = (
-        "_backend", "_context", "_early", "_early_eof", "_ended", "_open_sides", "_upstream", "relay", "transport",
+        "_address", "_backend", "_client", "_context", "_ended", "_endpoint", "_from_client", "_from_endpoint", "_loop",
+        "_tried", "_tries", "_upstream",
     )  # fmt: skip
 
-    transport: asyncio.Transport
-
-    def __init__(self, backend: Backend, context: Context) -> None:
+    def __init__(self, client: socket.socket, address: Address, backend: Backend, context: Context) -> None:
         Timed.__init__(self)
+        self._client = client
+        self._address = address
         self._backend = backend
         self._context = context
-        self._upstream: Upstream | None = None
-        self._open_sides = 2  # that may still send
+        self._loop = asyncio.get_running_loop()
         self._ended = False
-        self._early: list[bytes] = []  # came before the endpoint's side was connected: at most one read
-        self._early_eof = False
-        self.relay: Relay | None = None  # the endpoint's side
+        self._tried: list[Upstream] = []
+        self._tries = 0
+        self._upstream: Upstream | None = None
+        self._endpoint: socket.socket | None = None
+        self._from_client: Flow | None = None
+        self._from_endpoint: Flow | None = None
 
-    # ── events of the client's transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+    def start(self) -> None:
         self._context.sessions.add(self)
-        self._backend.stats.connections += 1
-        self._backend.stats.opened += 1
+        stats = self._backend.stats
+        stats.connections += 1
+        stats.opened += 1
         if self._context.full:
-            self._backend.stats.failed("too-many-connections")
+            stats.failed("too-many-connections")
             self.end(reset=True)
         else:
-            self._context.tasks.spawn(self._connect(), f"connect {self._backend.name}")
+            self._try()
 
-    def data_received(self, data: bytes) -> None:
-        self._backend.stats.bytes_in += len(data)
-        if self.relay is None:
-            self._early.append(data)
-            self.transport.pause_reading()
-        elif not self.relay.transport.is_closing():
-            self.relay.transport.write(data)
-            self._touch()
+    # ── connecting: nothing was sent to any endpoint, so every try is safe
 
-    def eof_received(self) -> bool:
-        if self.relay is None:
-            self._early_eof = True
-            return True
-        return self.side_ended(self.relay.transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.end(reset=error is not None)
-
-    def pause_writing(self) -> None:
-        if self.relay is not None and not self.relay.transport.is_closing():
-            self.relay.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.relay is not None and not self.relay.transport.is_closing():
-            self.relay.transport.resume_reading()
-
-    # ── the endpoint
-
-    async def _connect(self) -> None:
-        """Connects to the first endpoint that lets us; nothing was sent to any, so every try is safe."""
-        backend, policy = self._backend, self._backend.policy
-        tried: list[Upstream] = []
-        tries = 0
-        while not self._ended and (upstream := backend.pick(tried, time.monotonic())) is not None:
-            self._upstream = upstream
-            upstream.in_flight += 1
-            tries += 1
-            try:
-                async with asyncio.timeout(policy.connect_timeout):
-                    _, relay = await asyncio.get_running_loop().create_connection(
-                        lambda: Relay(self), upstream.address, upstream.port
-                    )
-            except OSError:  # TimeoutError is one
-                upstream.avoid_until = time.monotonic() + AVOID_SECONDS
-                backend.stats.failed("connect-failure")
-                tried.append(upstream)
-                self._leave_upstream()
-                if not may_retry(policy, "connect-failure", b"", tries, replayable=True, sent=False):
-                    break
-                backend.stats.retries += 1
-            else:
-                if self._ended or not upstream.gone:
-                    self._join(relay)
-                    return
-                relay.transport.abort()  # left the Table meanwhile
-                self._leave_upstream()
-                tries -= 1
-        self.end(reset=True)
-
-    def _join(self, relay: Relay) -> None:
-        if self._ended or relay.transport.is_closing():
-            relay.transport.abort()
+    def _try(self) -> None:
+        upstream = self._backend.pick(self._tried, time.monotonic())
+        if upstream is None:
             self.end(reset=True)
             return
-        self.relay = relay
-        if not self._early_eof:
-            self.transport.resume_reading()  # before the write, which may pause it again
-        for data in self._early:
-            relay.transport.write(data)
-        self._early.clear()
-        if self._early_eof:
-            self.side_ended(relay.transport)
-        self._context.wheel.watch(self, self._context.wheel.now + self._backend.policy.idle_timeout)
+        self._upstream = upstream
+        self._tries += 1
+        upstream.in_flight += 1
+        limit = self._backend.policy.connect_timeout
+        self._context.wheel.watch(self, NEVER if limit is None else self._context.wheel.now + limit)
+        if is_ip(upstream.address):
+            self._connect((upstream.address, upstream.port))
+        else:
+            self._context.tasks.spawn(self._resolve(upstream), f"resolve {upstream.address}")
 
-    def from_endpoint(self, data: bytes) -> None:
-        self._backend.stats.bytes_out += len(data)
-        if not self.transport.is_closing():
-            self.transport.write(data)
-            self._touch()
+    async def _resolve(self, upstream: Upstream) -> None:
+        try:
+            found = await self._loop.getaddrinfo(upstream.address, upstream.port, type=socket.SOCK_STREAM)
+        except OSError:
+            found = []
+        if self._upstream is upstream and not self._ended:
+            if found:
+                self._connect(found[0][4])
+            else:
+                self._try_failed()
 
-    # ── ending
+    def _connect(self, address: Address) -> None:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        try:
+            self._endpoint = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = self._endpoint.connect_ex(address)
+        except OSError as error:  # no descriptor is left
+            code = error.errno or errno.EIO
+        if code == errno.EINPROGRESS and self._endpoint is not None:
+            self._loop.add_writer(self._endpoint, self._connected)
+        else:
+            self._loop.call_soon(self._connected, code)
 
-    def side_ended(self, other: asyncio.Transport) -> bool:
-        """One side sends no more: says so to the other. False when both have ended."""
-        self._open_sides -= 1
-        if self._open_sides == 0:
-            return False
-        if not other.is_closing():
-            other.write_eof()
-        self._touch()
-        return True
-
-    def end(self, *, reset: bool) -> None:
-        """Ends both sides: after what was written has gone out, or at once with a reset."""
-        if self._ended:
+    def _connected(self, code: int | None = None) -> None:
+        """The attempt has ended, well or not."""
+        endpoint, upstream = self._endpoint, self._upstream
+        if self._ended or endpoint is None or upstream is None:
             return
-        self._ended = True
-        self._context.session_ended(self)
-        self._backend.stats.connections -= 1
+        self._loop.remove_writer(endpoint)
+        if code is None:
+            code = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._try_failed()
+        elif upstream.gone:  # left the Table meanwhile
+            self._leave_upstream()
+            self._tries -= 1
+            self._try()
+        else:
+            self._relay(endpoint)
+
+    def _try_failed(self) -> None:
+        backend, upstream = self._backend, self._upstream
+        assert upstream is not None
+        upstream.avoid_until = time.monotonic() + AVOID_SECONDS
+        backend.stats.failed("connect-failure")
+        self._tried.append(upstream)
         self._leave_upstream()
-        if reset:
-            self._abort()
-            return
-        self.deadline = NEVER
-        for transport in (self.transport, self.relay.transport if self.relay else self.transport):
-            if not transport.is_closing() and transport.get_write_buffer_size():
-                self._context.wheel.watch(self, self._context.wheel.now + FLUSH)
-            transport.close()
-
-    def expire(self) -> None:
-        """Nothing moved for the idle time-out, or the last bytes do not go out."""
-        self.end(reset=True)
-        self._abort()
-
-    def _abort(self) -> None:
-        self.transport.abort()
-        if self.relay is not None:
-            self.relay.transport.abort()
-
-    def _touch(self) -> None:
-        self.deadline = self._context.wheel.now + self._backend.policy.idle_timeout
+        if may_retry(backend.policy, "connect-failure", b"", self._tries, replayable=True, sent=False):
+            backend.stats.retries += 1
+            self._try()
+        else:
+            self.end(reset=True)
 
     def _leave_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
+        endpoint, self._endpoint = self._endpoint, None
         if upstream is not None:
             upstream.in_flight -= 1
+        if endpoint is not None:
+            self._loop.remove_writer(endpoint)
+            endpoint.close()
+
+    # ── relaying
+
+    def _relay(self, endpoint: socket.socket) -> None:
+        pipes = self._context.pipes
+        self._from_client = Flow(self, self._client, endpoint, pipes)
+        self._from_endpoint = Flow(self, endpoint, self._client, pipes)
+        self._context.wheel.watch(self, self._context.wheel.now + self._backend.policy.idle_timeout)
+        self._from_endpoint.start()
+        self._from_client.start()
+
+    def moved(self, flow: Flow, count: int) -> None:
+        if flow is self._from_client:
+            self._backend.stats.bytes_in += count
+        else:
+            self._backend.stats.bytes_out += count
+        self.deadline = self._context.wheel.now + self._backend.policy.idle_timeout
+
+    def ended(self, flow: Flow) -> None:
+        other = self._other(flow)
+        if other.done:
+            self.end(reset=False)
+
+    def broken(self, flow: Flow) -> None:
+        self.end(reset=True)
+
+    def unwanted(self, flow: Flow) -> None:
+        """What was on its way back is still delivered; its end, or the reset behind it, ends both."""
+        if self._other(flow).done:
+            self.end(reset=True)
+
+    def _other(self, flow: Flow) -> Flow:
+        other = self._from_endpoint if flow is self._from_client else self._from_client
+        assert other is not None
+        return other
+
+    # ── ending
+
+    def expire(self) -> None:
+        """No connection within the connect time-out, or nothing moved for the idle time-out."""
+        if self._from_client is None:
+            self._try_failed()
+        else:
+            self.end(reset=True)
+
+    def end(self, *, reset: bool) -> None:
+        """Ends both sides: the kernel still sends what it has, or says at once that nothing more comes."""
+        if self._ended:
+            return
+        self._ended = True
+        self.deadline = NEVER
+        for flow in (self._from_client, self._from_endpoint):
+            if flow is not None:
+                flow.stop()
+        if reset:
+            for side in (self._client, self._endpoint):
+                if side is not None:
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._leave_upstream()
+        self._client.close()
+        self._backend.stats.connections -= 1
+        self._context.session_ended(self)
 
 
-class Relay(asyncio.Protocol):
-    """The endpoint's side of a session."""
-
-    __slots__ = ("_session", "transport")
-
-    transport: asyncio.Transport
-
-    def __init__(self, session: TcpSession) -> None:
-        self._session = session
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._session.from_endpoint(data)
-
-    def eof_received(self) -> bool:
-        return self._session.side_ended(self._session.transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._session.relay is self:
-            self._session.end(reset=error is not None)
-
-    def pause_writing(self) -> None:
-        if not self._session.transport.is_closing():
-            self._session.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if not self._session.transport.is_closing():
-            self._session.transport.resume_reading()
+def is_ip(host: str) -> bool:
+    """Whether this is an address; else it is a name."""
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        return False
+    return True

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ class Opened(Protocol):
 
 
 Open = Callable[[socket.socket], Awaitable[Opened]]
+Address = tuple[Any, ...]
+"""As the socket module has it: host, port, and more for IPv6."""
+Serve = Callable[[socket.socket, Address], None]
+"""Takes over a connection from this address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class ProtocolServer:
         rest = self._bound.dup()  # outlives the server
         self._server.close()
         with rest:
-            for connection in [] if shared else waiting(rest):
+            for connection, _ in [] if shared else waiting(rest):
                 connecting = asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
                 task = asyncio.ensure_future(connecting)
                 self._late.add(task)
@@ -167,7 +171,7 @@ def serve_protocol(protocol: Callable[[], asyncio.BaseProtocol]) -> Open:
 class AcceptLoop:
     """Accepts for what works on bare sockets."""
 
-    def __init__(self, bound: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    def __init__(self, bound: socket.socket, serve: Serve) -> None:
         self._bound = bound
         self._serve = serve
         self._loop = asyncio.get_running_loop()
@@ -177,8 +181,8 @@ class AcceptLoop:
 
     def _accept(self) -> None:
         try:
-            for connection in waiting(self._bound, ACCEPTS):
-                self._serve(connection)
+            for connection, address in waiting(self._bound, ACCEPTS):
+                self._serve(connection, address)
         except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
             log.warning("cannot accept connections for now: %s", error)
             self._loop.remove_reader(self._bound)
@@ -192,11 +196,11 @@ class AcceptLoop:
         self._closed = True
         self._loop.remove_reader(self._bound)
         with self._bound:
-            for connection in [] if shared else waiting(self._bound):
-                self._serve(connection)
+            for connection, address in [] if shared else waiting(self._bound):
+                self._serve(connection, address)
 
 
-def serve_sockets(serve: Callable[[socket.socket], None]) -> Open:
+def serve_sockets(serve: Serve) -> Open:
     """Opens a listener whose connections are each given to `serve`."""
 
     async def opened(bound: socket.socket) -> Opened:
@@ -205,7 +209,7 @@ def serve_sockets(serve: Callable[[socket.socket], None]) -> Open:
     return opened
 
 
-def waiting(listening: socket.socket, most: int = BACKLOG) -> Iterator[socket.socket]:
+def waiting(listening: socket.socket, most: int = BACKLOG) -> Iterator[tuple[socket.socket, Address]]:
     """Accepts what waits in the queue, not blocking.
 
     Raises:
@@ -213,13 +217,13 @@ def waiting(listening: socket.socket, most: int = BACKLOG) -> Iterator[socket.so
     """
     for _ in range(most):
         try:
-            connection, _ = listening.accept()
+            connection, address = listening.accept()
         except BlockingIOError:
             return
         except ConnectionAbortedError:  # it left while it waited
             continue
         connection.setblocking(False)
-        yield connection
+        yield connection, address
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -248,6 +252,7 @@ def bind(address: str, *, datagrams: bool) -> socket.socket:
         bound.setblocking(False)
         if not datagrams:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
     except OSError:

@@ -12,9 +12,9 @@ from mesh.metrics import Family
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
 from mesh.proxy.http1 import Refused, Request
-from mesh.proxy.l4 import TcpSession
+from mesh.proxy.l4 import serve_tcp
 from mesh.proxy.l7 import ClientConnection
-from mesh.proxy.listener import Listeners, Open, Wanted, serve_protocol
+from mesh.proxy.listener import Listeners, Open, Wanted, serve_protocol, serve_sockets
 from mesh.proxy.policy import Policy
 from mesh.proxy.route import Router
 from mesh.proxy.stats import Stats, families
@@ -144,7 +144,7 @@ class ProxyServer:
         if port.protocol == "udp":
             return serve_datagrams(backend, self._context)
         if port.protocol == "tcp":
-            return serve_protocol(partial(TcpSession, backend, self._context))
+            return serve_sockets(serve_tcp(backend, self._context))
         return serve_protocol(partial(ClientConnection, ServiceSite(backend), self._context))
 
     async def _retry_listeners(self) -> None:
@@ -179,6 +179,7 @@ class ProxyServer:
             backend.close()
         await context.tasks.close()
         context.wheel.close()
+        context.pipes.close()
 
 
 def allow_open_files() -> None:

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from mesh.proxy.listener import Listeners, Open, Opened, Wanted, serve_protocol, serve_sockets
+from mesh.proxy.listener import Address, Listeners, Open, Opened, Serve, Wanted, serve_protocol, serve_sockets
 from tests.proxy_server.wire import free_port, soon, until
 
 
@@ -27,8 +27,8 @@ class Greeter(asyncio.Protocol):
         transport.close()
 
 
-def greeting(name: bytes) -> Callable[[socket.socket], None]:
-    def serve(connection: socket.socket) -> None:
+def greeting(name: bytes) -> Serve:
+    def serve(connection: socket.socket, address: Address) -> None:
         with connection:
             connection.send(name)
 
