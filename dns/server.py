@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from mesh.aio import Tasks
+from mesh.dataplane.load import PortLoad
 from mesh.dns import sockets
 from mesh.dns.clients import Networks, RateLimit
 from mesh.dns.cookies import Cookies
@@ -25,6 +27,9 @@ from mesh.metrics import Family, Sample
 from mesh.table import Table, TableDelta
 
 log = logging.getLogger(__name__)
+
+REST = 1.0
+"""Seconds without a query after which a TCP connection may be closed while its worker is replaced."""
 
 DEFAULT_ALLOW = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
                  "100.64.0.0/10", "::1/128", "fc00::/7", "fe80::/10")  # fmt: skip
@@ -66,7 +71,10 @@ class DnsServer:
         self._udp_packets, self._tcp_packets = Packets(), Packets(size=4 << 20)
         self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
+        self._sockets: dict[str, socket.socket] = {}  # by place
+        self._inherited: dict[str, socket.socket] = {}
         self._tasks = Tasks()
+        self._idle_watch: asyncio.Task[None] | None = None
         self.addresses: list[tuple[str, int]] = []
         """Where the server listens, once started."""
 
@@ -74,14 +82,36 @@ class DnsServer:
         loop = asyncio.get_running_loop()
         try:
             for host, port in self._listen:
-                udp, tcp = sockets.open_pair(host, port)
+                udp, tcp = self._open(host, port)
                 self._udp.append(UdpListener(udp, self._answer_udp, self._counters))
                 self._tcp.append(await loop.create_server(lambda: TcpConnection(self._connections), sock=tcp))
                 self.addresses.append(udp.getsockname()[:2])
         except OSError:
-            await self.close()
+            await self.close(0)
             raise
-        self._tasks.spawn(self._close_idle_connections(), "dns idle connections")
+        finally:
+            self._close_inherited()
+        self._idle_watch = self._tasks.spawn(self._close_idle_connections(), "dns idle connections")
+
+    def _open(self, host: str, port: int) -> tuple[socket.socket, socket.socket]:
+        places = [f"{kind} {sockets.show_address(host, port)}" for kind in ("udp", "tcp")]
+        pair = [each for place in places if (each := self._inherited.pop(place, None)) is not None]
+        udp, tcp = pair if len(pair) == 2 else sockets.open_pair(host, port)
+        self._sockets |= zip(places, (udp, tcp), strict=True)
+        return udp, tcp
+
+    def adopt(self, descriptors: Mapping[str, int]) -> None:
+        """Sockets of a predecessor, by their places: `start` uses those it wants."""
+        self._inherited = {place: socket.socket(fileno=descriptor) for place, descriptor in descriptors.items()}
+
+    def export(self) -> dict[str, int]:
+        """The descriptors of all sockets that it answers on, by their places."""
+        return {place: each.fileno() for place, each in self._sockets.items()}
+
+    def _close_inherited(self) -> None:
+        for each in self._inherited.values():
+            each.close()
+        self._inherited = {}
 
     async def update(self, table: Table, delta: TableDelta | None) -> None:
         try:
@@ -111,15 +141,33 @@ class DnsServer:
                    [Sample(time.monotonic() - self._updated, worker)]),
         ]  # fmt: skip
 
-    async def close(self) -> None:
+    def loads(self) -> list[PortLoad]:
+        return []
+
+    async def close(self, seconds: float = 0.0, *, shared: bool = False) -> None:
+        """Takes no more queries, and waits that long for the answers of other servers to what was forwarded."""
         for listener in self._udp:
-            listener.close()
+            listener.stop(read_rest=not shared)
         for server in self._tcp:
             server.close()
+        await self._drain(seconds if shared else 0.0)
+        if self._idle_watch is not None:
+            self._idle_watch.cancel()
+        await self._tasks.finish(seconds)
+        for listener in self._udp:
+            listener.close()
         self._connections.close()
-        await self._tasks.close()
+        self._sockets = {}
         if self._forwarder:
             await self._forwarder.close()
+
+    async def _drain(self, seconds: float) -> None:
+        """Waits until TCP clients rest: one whose connection ends just as it asks gets no answer."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while len(self._connections) and loop.time() < deadline:
+            await asyncio.sleep(0.1)
+            self._connections.close_idle(loop.time(), REST)
 
     def _answer_udp(self, data: bytes, client: str, now: float) -> Outcome:
         """`now`: when the datagram was found, by `perf_counter`; the listener times the kept answers."""

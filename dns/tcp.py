@@ -44,9 +44,9 @@ class TcpConnections:
     def closed(self, connection: TcpConnection) -> None:
         self._open.pop(connection, None)
 
-    def close_idle(self, now: float) -> None:
+    def close_idle(self, now: float, idle: float = IDLE) -> None:
         for connection in list(self._open):
-            if now - connection.last_active < IDLE:
+            if now - connection.last_active < idle:
                 break
             connection.abort()
 

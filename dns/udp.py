@@ -28,9 +28,15 @@ class UdpListener:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._answer_burst)
 
+    def stop(self, *, read_rest: bool) -> None:
+        """Reads no more. `read_rest`: what has come is answered; else somebody else reads it."""
+        if self._socket.fileno() >= 0:
+            if read_rest:
+                self._answer_burst()
+            self._loop.remove_reader(self._socket.fileno())
+
     def close(self) -> None:
-        self._answer_burst()  # what has come is answered
-        self._loop.remove_reader(self._socket.fileno())
+        """Sends no more either."""
         self._socket.close()
 
     def _answer_burst(self) -> None:

@@ -44,6 +44,50 @@ def merge(families: Iterable[Family]) -> list[Family]:
     ]  # fmt: skip
 
 
+_SUBJECT = ("service", "port", "endpoint", "route", "listen")
+"""The labels that name what is counted; a sample's others tell its counts apart."""
+
+Subject = tuple[str | None, ...]
+
+
+class Ended:
+    """What processes counted that have ended: added to what the living count, no counter goes back.
+
+    The counts of a subject (a service's port, an endpoint) stay while somebody living counts it too, and
+    `RETENTION` seconds longer: so the number of series is bounded by what there is.
+    """
+
+    RETENTION = 300.0
+
+    def __init__(self) -> None:
+        self._families: list[Family] = []
+        self._seen: dict[Subject, float] = {}
+
+    def add(self, families: Iterable[Family], now: float) -> None:
+        """The last counts of a process that ended; `now` in seconds of any clock that only goes forward."""
+        counts = [family for family in families if family.kind != "gauge"]
+        self._families = merge([*self._families, *counts])
+        self._note(counts, now)
+
+    def families(self, living: Iterable[Family], now: float) -> list[Family]:
+        """What is to be added to the counts of the living."""
+        self._note(living, now)
+        self._seen = {subject: seen for subject, seen in self._seen.items() if now - seen <= self.RETENTION}
+        self._families = [
+            Family(family.name, family.help, family.kind,
+                   [sample for sample in family.samples if _subject(sample) in self._seen])
+            for family in self._families
+        ]  # fmt: skip
+        return self._families
+
+    def _note(self, families: Iterable[Family], now: float) -> None:
+        self._seen.update({_subject(sample): now for family in families for sample in family.samples})
+
+
+def _subject(sample: Sample) -> Subject:
+    return tuple(sample.labels.get(label) for label in _SUBJECT)
+
+
 def render(families: Iterable[Family]) -> bytes:
     """Prometheus' text format, version 0.0.4. Only the process that renders loads the library: workers do not."""
     from prometheus_client import CollectorRegistry, generate_latest

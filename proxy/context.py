@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mesh.aio import Tasks
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 50_000
 """Of clients, per worker; one more is reset."""
 
+REST = 5.0
+"""Seconds without a request after which a client's connection may be closed while its worker is replaced. Closed just
+as its client sends, it would fail that request; busy clients do not pause for that long. HAProxy waits alike."""
+
 
 class Context:
     """One per proxy."""
@@ -37,6 +41,8 @@ class Context:
         self.sessions: set[TcpSession] = set()
         self._emptied = asyncio.Event()
         self.closing = False
+        self._rest = 0.0
+        self.access_log: Callable[[Exchange], None] | None = None  # called at the end of each
         self._trust = [ipaddress.ip_network(each) for each in trust]
 
     def trusts(self, peer: str) -> bool:
@@ -53,6 +59,15 @@ class Context:
     def full(self) -> bool:
         """No further client can be served."""
         return len(self.clients) + len(self.sessions) > MAX_CONNECTIONS
+
+    def close_soon(self, *, gently: bool) -> None:
+        """No response lets its client go on from now on. `gently`: who might just be sending is waited for."""
+        self.closing = True
+        self._rest = REST if gently else 0.0
+
+    def patience(self, idle_timeout: float) -> float:
+        """Seconds that a client may take until its next request."""
+        return min(idle_timeout, self._rest) if self.closing else idle_timeout
 
     def client_left(self, client: ClientConnection) -> None:
         self.clients.discard(client)

@@ -81,7 +81,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         if self.context.full:
             self._site.stats.failed("too-many-connections")
             self.transport.abort()
-        self.context.wheel.watch(self, self.context.wheel.now + self._site.idle_timeout)
+        self._wait_for_next()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -213,8 +213,8 @@ class ClientConnection(asyncio.Protocol, Timed):
         """The response is written: on to the next request, or the end."""
         exchange, self._exchange = self._exchange, None
         self.upstream_full = False
-        if keep_alive and not self.context.closing:
-            self.context.wheel.watch(self, self.context.wheel.now + self._site.idle_timeout)
+        if keep_alive:
+            self._wait_for_next()
             self.advance()
         elif (exchange is not None and exchange.request_open) or self._buffer:
             self._linger()
@@ -265,7 +265,11 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.transport.close()
         self.context.wheel.watch(self, self.context.wheel.now + FLUSH)
 
+    def _wait_for_next(self) -> None:
+        context = self.context
+        context.wheel.watch(self, context.wheel.now + context.patience(self._site.idle_timeout))
+
     def close_when_idle(self) -> None:
-        """Closes now if no exchange is under way; else its response says that it is the last."""
+        """Closes soon if no exchange is under way; else its response says that it is the last."""
         if self._exchange is None and not self._buffer:
-            self._close()
+            self._wait_for_next()

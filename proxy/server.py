@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mesh.aio import Tasks
+from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
@@ -94,8 +96,17 @@ class ProxyServer:
             self._update_service(name, table.services.get(name))
         if delta is None or delta.routes or delta.services:
             self._update_routes(table)
-        async with self._lock:
-            await self._listeners.update(self._wanted(table))
+        if not self._context.closing:
+            async with self._lock:
+                await self._listeners.update(self._wanted(table))
+
+    def adopt(self, descriptors: Mapping[str, int]) -> None:
+        """Listening sockets of a predecessor, by their places: the first `update` uses those it wants."""
+        self._listeners.adopt(descriptors)
+
+    def export(self) -> dict[str, int]:
+        """The descriptors of all listening sockets, by their places."""
+        return self._listeners.export()
 
     def _update_service(self, name: str, service: TableService | None) -> None:
         ports = service.ports if service is not None else {}
@@ -162,15 +173,25 @@ class ProxyServer:
         counted = {key: backend.stats for key, backend in self._backends.items()}
         return families(counted, {}, {address: site.stats for address, site in self._sites.items()})
 
-    async def close(self) -> None:
-        """Accepts no more, lets open work end within a few seconds, closes."""
+    def loads(self) -> list[PortLoad]:
+        """What came since the last call."""
+        now = time.monotonic()
+        loads = (backend.stats.take_load(*key, now) for key, backend in self._backends.items())
+        return [load for load in loads if load is not None]
+
+    async def close(self, seconds: float = CLOSE_SECONDS, *, shared: bool = False) -> None:
+        """Accepts no more, lets open work end within that time, closes.
+
+        shared: another worker has the listening sockets. Then clients see no end: an idle connection stays open for
+        their next request, whose response says that it is the last, and is closed only when they seem to rest.
+        """
         context = self._context
-        context.closing = True
+        context.close_soon(gently=shared)
         await self._tasks.close()
-        self._listeners.close()
+        self._listeners.close(shared=shared)
         for client in list(context.clients):
             client.close_when_idle()
-        await context.emptied(CLOSE_SECONDS)
+        await context.emptied(seconds)
         for client in list(context.clients):
             client.transport.abort()
         for session in list(context.sessions):

@@ -247,7 +247,7 @@ def _endpoint_families(stats: Mapping[tuple[str, str], Stats]) -> Iterable[Famil
     yield _family("gauge", "endpoint_in_flight", "Tries at an endpoint under way.",
                   (Sample(each.in_flight, labels) for each, labels in present))  # fmt: skip
     yield _family("gauge", "endpoint_ejected", "Workers that send an endpoint nothing for its failures.",
-                  (Sample(each.ejected, labels) for each, labels in present))  # fmt: skip
+                  (Sample(int(each.ejected), labels) for each, labels in present))  # fmt: skip
     yield _family("counter", "endpoint_ejections", "Times an endpoint was taken out for its failures.",
                   (Sample(each.ejections, labels) for each, labels in endpoints))  # fmt: skip
     yield _family("counter", "endpoint_failures", "Failed tries at an endpoint, by reason.", (

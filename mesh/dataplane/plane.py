@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
+from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
 from mesh.table import Table, TableDelta
 
 
 class DataPlane(Protocol):
     """A server that answers from a Table. `dns/server.py` and `proxy/server.py` each have one."""
+
+    def adopt(self, descriptors: Mapping[str, int]) -> None:
+        """Sockets of a predecessor by their places (`tcp 10.96.0.7:80`): they are used instead of new ones, or closed.
+
+        To be called before `start` and `update`.
+        """
+
+    def export(self) -> dict[str, int]:
+        """The descriptors of the sockets that it listens on now, by their places."""
 
     async def start(self) -> None:
         """Opens the fixed listeners. Raises OSError with the address in its message."""
@@ -25,5 +36,11 @@ class DataPlane(Protocol):
 
     def metrics(self) -> list[Family]: ...
 
-    async def close(self) -> None:
-        """Stops accepting, lets open work end within a short bound, closes."""
+    def loads(self) -> list[PortLoad]:
+        """What was proxied since the last call."""
+
+    async def close(self, seconds: float = 5.0, *, shared: bool = False) -> None:
+        """Stops accepting, lets open work end within that time, closes.
+
+        shared: another worker has the sockets, and takes what waits in their queues.
+        """

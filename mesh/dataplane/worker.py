@@ -1,29 +1,43 @@
 """One data-plane process: `python -m mesh.dataplane.worker dns|proxy NUMBER SOCKET ARGUMENTS`.
 
 Kept small on purpose: it imports what serving needs and nothing else. It ends when its supervisor says so,
-and serves on with the last Table while the supervisor is away.
+and serves on with the last Table while the supervisor is away. Told to end by a signal, it first lets its supervisor
+find a successor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
 
 from mesh import __version__
 from mesh.aio import Backoff, Tasks
-from mesh.dataplane.feed import Follower, Hello
+from mesh.dataplane.follower import Follower
+from mesh.dataplane.frames import Hello, Quit
+from mesh.dataplane.load import PortLoad
 from mesh.dataplane.plane import DataPlane
+from mesh.dataplane.sockets import Offers, inherited
+from mesh.metrics import Family
 from mesh.table import Table, TableDelta
 
 log = logging.getLogger(__name__)
+
+SOCKETS = "fds.sock"
+"""Where a supervisor takes copies of listening sockets, in the workers' folder."""
+DRAIN = 30.0
+"""Seconds that open requests and connections have to end in a worker that is told to."""
+SUCCESSION = 15.0
+"""Seconds that a worker which is to end serves on, for a supervisor that finds a successor."""
 
 
 class DnsArguments(msgspec.Struct, frozen=True, kw_only=True, tag="dns"):
@@ -94,15 +108,28 @@ class _Serving:
     Workers share a port: one that listened before it has the Table would fail queries that its siblings answer.
     """
 
-    def __init__(self, plane: DataPlane, kind: str) -> None:
+    def __init__(self, plane: DataPlane, kind: str, offers: Offers) -> None:
         self._plane = plane
         self._kind = kind
+        self._offers = offers
+        self._met = False  # a supervisor
         self._started = False
+        self._closing = False
         self._cannot_start = ""
         self._tasks = Tasks()
 
+    def connected(self) -> None:
+        if self._met:
+            self._offers.forget()
+        self._met = True
+        self._give_sockets()
+
+    def _give_sockets(self) -> None:
+        if self._started and not self._closing:
+            self._offers.give(self._plane.export())
+
     async def begin(self) -> None:
-        if self._started:
+        if self._started or self._closing:
             return
         self._started = True
         if not await self._try_to_start():
@@ -114,13 +141,24 @@ class _Serving:
             await self.begin()
         await self._plane.update(table, delta)
         await self.begin()
+        self._give_sockets()
+
+    def each_second(self) -> None:
+        self._give_sockets()  # what was opened at another try
+
+    def metrics(self) -> list[Family]:
+        return self._plane.metrics()
+
+    def loads(self) -> list[PortLoad]:
+        return self._plane.loads()
 
     def problems(self) -> list[str]:
         return [self._cannot_start] if self._cannot_start else self._plane.problems()
 
-    async def close(self) -> None:
+    async def close(self, seconds: float, *, successor: bool) -> None:
+        self._closing = True
         await self._tasks.close()
-        await self._plane.close()
+        await self._plane.close(seconds, shared=successor)
 
     async def _try_to_start(self) -> bool:
         try:
@@ -141,24 +179,30 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     """Runs until told to quit."""
     kind = kind_of(arguments)
     plane = build(arguments, read_secret(socket.parent))
-    serving = _Serving(plane, kind)
+    sockets = inherited()
+    plane.adopt(sockets)
+    serving = _Serving(plane, kind, Offers(socket.parent / SOCKETS, f"{kind}-{number}", sockets))
     hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
-    follower = Follower(
-        socket, hello, begin=serving.begin, update=serving.update, problems=serving.problems, metrics=plane.metrics,
-        packed=kind == "dns",
-    )  # fmt: skip
-    task = asyncio.current_task()
-    assert task is not None
+    follower = Follower(socket, hello, serving, packed=kind == "dns")
+    signalled = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal_number, signalled.set)
     gc.collect()
     gc.freeze()
-    try:
-        await follower.run(survive=arguments.survive)
-    except asyncio.CancelledError:
+    following = asyncio.create_task(follower.run(survive=arguments.survive), name="follow")
+    told = asyncio.create_task(signalled.wait(), name="signal")
+    over: set[asyncio.Future[Any]] = {following, follower.leaving}
+    await asyncio.wait({*over, told}, return_when=asyncio.FIRST_COMPLETED)
+    if told.done() and follower.ask_to_leave():
         log.info("%s-%d: told to end", kind, number)
-    finally:
-        await serving.close()
+        await asyncio.wait(over, timeout=SUCCESSION, return_when=asyncio.FIRST_COMPLETED)
+    goodbye = follower.leaving.result() if follower.leaving.done() else Quit(drain=DRAIN)
+    await serving.close(goodbye.drain, successor=goodbye.successor)
+    await follower.close()
+    for task in (following, told):
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following  # it may have failed
 
 
 def main(argv: list[str]) -> None:

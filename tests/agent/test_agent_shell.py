@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from mesh.agent.agent import Agent
-from mesh.dataplane.feed import Follower, Hello
+from mesh.dataplane.follower import Follower
+from mesh.dataplane.frames import Hello
+from mesh.dataplane.load import PortLoad
 from mesh.dataplane.workers import Workers
+from mesh.metrics import Family
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ServicePlan, Want
 from mesh.settings import AgentSettings, StoreSettings
 from mesh.store.lease import Held
@@ -164,10 +167,6 @@ async def test_a_death_is_reported_with_its_last_words(world: World) -> None:
         await until(lambda: not world.report.replicas, "it is forgotten")
 
 
-async def _nothing() -> None:
-    pass
-
-
 class Plane:
     """A worker in this process, which notes each Table it is given; it may be slow."""
 
@@ -175,12 +174,24 @@ class Plane:
         self.tables: list[Table] = []
         self._delay = delay
         hello = Hello("dns", 1, 1, "", "")
-        follower = Follower(
-            folder / "workers/feed.sock", hello, begin=_nothing, update=self._update, problems=list[str], metrics=list
-        )
-        self.task = asyncio.create_task(follower.run())
+        self.task = asyncio.create_task(Follower(folder / "workers/feed.sock", hello, self).run())
 
-    async def _update(self, table: Table, delta: TableDelta | None) -> None:
+    def connected(self) -> None: ...
+
+    async def begin(self) -> None: ...
+
+    def each_second(self) -> None: ...
+
+    def problems(self) -> list[str]:
+        return []
+
+    def metrics(self) -> list[Family]:
+        return []
+
+    def loads(self) -> list[PortLoad]:
+        return []
+
+    async def update(self, table: Table, delta: TableDelta | None) -> None:
         await asyncio.sleep(self._delay)
         self.tables.append(table)
 
