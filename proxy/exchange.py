@@ -1,4 +1,4 @@
-"""One request and its response: the tries, the time-outs, the bytes between two connections.
+"""One request and its response: the line it waits in, the tries, the time-outs, the bytes between two connections.
 
 The client's connection (`l7.py`) and the endpoint's (`upstream.py`) each speak HTTP with their own side and tell an
 Exchange what happened; it alone decides what follows.
@@ -6,15 +6,18 @@ Exchange what happened; it alone decides what follows.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
 from mesh.proxy import headers
-from mesh.proxy.backend import AVOID_SECONDS, Backend, Upstream
+from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.body import LAST_CHUNK, Body, chunk
 from mesh.proxy.http1 import Request, Response
 from mesh.proxy.policy import Policy
 from mesh.proxy.retry import IDEMPOTENT, may_retry
+from mesh.proxy.ring import hash_key
+from mesh.proxy.timers import NEVER
 from mesh.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -22,15 +25,30 @@ if TYPE_CHECKING:
 
 MAX_REPLAY = 64 * 1024
 """Bytes of a request's body that are kept for another try."""
+RETRY_AFTER = b"Retry-After: 1\r\n"
+"""For whoever met a full line: it moves within a second, or is long enough."""
+
+NOT_THE_ENDPOINT_S_FAULT = frozenset({501, 505})
+"""Statuses from 500 on that tell of the request, not of who answered it."""
 
 
 class Exchange:
-    """Lives from a request's head to the end of its response (or of the tunnel it became)."""
+    """Lives from a request's head to the end of its response (or of the tunnel it became).
+
+    What the access log shows of it: `request`, `status` (0: the client left before an answer), `tries`, `endpoint`
+    (of the last try), `reason`, `bytes_in`, `bytes_out`, and the monotonic times `started`, `sent` (of the last try)
+    and `answered` (its response's head; 0: none).
+
+    `reason` is one word where something failed, else empty: no-endpoint, connect-failure, reset, timeout, protocol,
+    retry-budget (a status worth a retry was passed on), overflow, queue-timeout, rate-limited, idle-timeout,
+    client-timeout, client-left, bad-request.
+    """
 
     __slots__ = (
-        "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_keep_alive",
-        "_replay", "_replay_size", "_started", "_status", "_tried", "_tries", "_upstream", "_upstream_eof", "backend",
-        "client", "done", "policy", "request", "tunnel",
+        "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_inside",
+        "_keep_alive", "_queued", "_replay", "_replay_size", "_streaming", "_tried", "_upstream", "_upstream_eof",
+        "answered", "backend", "bytes_in", "bytes_out", "client", "done", "endpoint", "policy", "reason", "request",
+        "sent", "started", "status", "tries", "tunnel",
     )  # fmt: skip
 
     def __init__(self, client: ClientConnection, request: Request, backend: Backend, policy: Policy) -> None:
@@ -41,45 +59,101 @@ class Exchange:
         self.policy = policy
         self.done = False
         self.tunnel = False
-        self._started = time.monotonic()
-        self._deadline = self._started + policy.timeout
+        self.started = now = time.monotonic()
+        self.sent = 0.0
+        self.answered = 0.0
+        self.status = 0
+        self.tries = 0
+        self.endpoint = ""
+        self.reason = ""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._deadline = now + policy.timeout
         self._body: Body | None = request.body()
         self._head = headers.request_head(request, client.origin, backend.host)
         self._replay: list[bytes] | None = []  # of the body; None: too much to keep
         self._replay_size = 0
-        self._tries = 0
+        self._queued = False
+        self._inside = False  # the backend's gate
         self._tried: list[Upstream] = []
         self._failure = ""  # of the last try, for the client
         self._upstream: Upstream | None = None
         self._connection: UpstreamConnection | None = None
-        self._status = 0  # of the response under way; 0: none yet
+        self._streaming = False  # the head of the response went to the client
         self._keep_alive = False
         self._chunk_response = False
         self._framed = True  # the client can tell where the response ends
         self._upstream_eof = False
 
-    # ── trying
+    # ── coming in
 
     def start(self) -> None:
-        self.backend.stats.begin(self._started)
-        self.backend.budget.request(self._started)
-        self._try()
+        backend = self.backend
+        now = self.started
+        backend.stats.begin(now)
+        if backend.bucket is not None and (wait := backend.bucket.take(now)):
+            backend.stats.rate_limited += 1
+            self._failure = "more requests than its rate limit allows"
+            self._give_up(429, "rate-limited", b"Retry-After: %d\r\n" % math.ceil(wait))
+        elif backend.gate.free > 0:
+            backend.gate.free -= 1
+            self._inside = True
+            backend.budget.request(now)
+            self._try(backend.pick((), now, self._key()), now)
+        elif backend.gate.wait(self):
+            self._queued = True
+            backend.stats.queued += 1
+            self.client.context.wheel.watch(self.client, now + self.policy.limits.queue_timeout)
+        else:
+            backend.stats.failed("overflow")
+            self._failure = "too many requests are under way and waiting"
+            self._give_up(503, "overflow", RETRY_AFTER)
 
-    def _try(self, again: Upstream | None = None) -> None:
-        """Sends the request to the endpoint of choice; on a new connection if to the same one `again`."""
-        upstream = again or self.backend.pick(self._tried, time.monotonic())
+    def admit(self) -> None:
+        """It waited long enough: the gate let it in."""
+        backend = self.backend
+        self._queued = False
+        backend.stats.queued -= 1
+        self._inside = True
+        now = time.monotonic()
+        backend.budget.request(now)
+        self._try(backend.pick((), now, self._key()), now)
+
+    def _key(self) -> bytes | None:
+        """What the balancer hashes; None where it does not, or the request lacks it."""
+        hash_of = self.policy.hash_of
+        return hash_key(hash_of, self.request, self.client.origin) if hash_of else None
+
+    # ── trying
+
+    def _try(self, upstream: Upstream | None, now: float, *, again: bool = False) -> None:
+        """Sends the request to `upstream`; on a new connection if to the same one `again`."""
         if upstream is None:
-            self._give_up(502 if self._failure else 503)
+            if not self._failure:
+                self.backend.stats.failed("no-endpoint")
+                self.reason = "no-endpoint"
+            self._give_up(502 if self._failure else 503, self.reason)
             return
-        self._tries += 1
+        self.tries += 1
+        self.sent = now
+        self.endpoint = upstream.id
         self._upstream = upstream
         upstream.in_flight += 1
-        connection = upstream.take() if again is None else None
+        upstream.stats.in_flight += 1
+        connection = None
+        if not again:
+            connection = upstream.take() if self._is_repeatable else upstream.take_fresh(now)
         self._set_deadline()
         if connection is None:
             self.client.context.connect(self, upstream)
         else:
             self._send(connection)
+
+    @property
+    def _is_repeatable(self) -> bool:
+        """It may be sent again, should its connection turn out to have been closed."""
+        request = self.request
+        return request.method in IDEMPOTENT and request.length <= MAX_REPLAY and not request.chunked
 
     def connected(self, connection: UpstreamConnection) -> None:
         """The connection asked for is open."""
@@ -88,20 +162,20 @@ class Exchange:
         elif connection.upstream.gone:  # left the Table meanwhile: nothing was sent, nothing is lost
             connection.close()
             self._leave_upstream()
-            self._tries -= 1
-            self._try()
+            self.tries -= 1
+            now = time.monotonic()
+            self._try(self.backend.pick(self._tried, now, self._key()), now)
         else:
             self._send(connection)
 
     def connect_failed(self, upstream: Upstream, why: str) -> None:
-        upstream.avoid_until = time.monotonic() + AVOID_SECONDS
         if not self.done and self._connection is None and upstream is self._upstream:
             self._try_failed("connect-failure", f"{upstream.id} cannot be reached: {why}", sent=False)
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         connection.exchange = self
-        connection.deadline = float("inf")
+        connection.deadline = NEVER
         connection.write(b"".join((self._head, *self._replay)) if self._replay else self._head)
         if self._body is not None and not self._body.done:
             self.client.advance()
@@ -127,7 +201,7 @@ class Exchange:
         assert self._body is not None
         assert self._connection is not None
         payload, rest = self._body.feed(data)
-        self.backend.stats.bytes_in += len(payload)
+        self._count_in(payload)
         if self.request.chunked:
             payload = chunk(payload) if payload else b""
             if self._body.done:
@@ -139,6 +213,10 @@ class Exchange:
             self._deadline = time.monotonic() + self.policy.timeout
         self._set_deadline()
         return rest
+
+    def _count_in(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        self.backend.stats.bytes_in += len(data)
 
     def _keep_for_replay(self, payload: bytes) -> None:
         if self._replay is None:
@@ -160,9 +238,11 @@ class Exchange:
         """The response's head, with what has come of its body. False: another endpoint is tried instead."""
         request = self.request
         status = response.status
-        if status in self.policy.retry_on and self._try_again(status, f"{self._who} answered {status}", sent=True):
+        self.answered = time.monotonic()
+        if not self._judge(status):
             return False
-        self._status = response.status
+        self.status = status
+        self._streaming = True
         self._chunk_response = not response.no_body and response.length is None and request.version == 1
         self._framed = response.no_body or response.length is not None or self._chunk_response
         self._keep_alive = (
@@ -175,34 +255,60 @@ class Exchange:
         head = headers.response_head(
             response, chunked=self._chunk_response, keep_alive=self._keep_alive, version=request.version
         )
-        self._set_deadline()
         if payload:
-            self.backend.stats.bytes_out += len(payload)
+            self._count_out(payload)
             head += chunk(payload) if self._chunk_response else payload
         self.client.write(head)
         return True
 
+    def _judge(self, status: int) -> bool:
+        """What the response's status tells of the endpoint. False: another is tried instead."""
+        upstream, now = self._upstream, self.answered
+        assert upstream is not None
+        if status < 500 or status in NOT_THE_ENDPOINT_S_FAULT:
+            if upstream.avoid_until:  # it is the probe, or a last choice: others wait for its result
+                self.backend.succeeded(upstream, self.sent, now)
+            self.backend.answered_after(upstream, now - self.sent, now)
+        else:
+            self.backend.failed(upstream, self.sent, now)
+        if status not in self.policy.retry_on:
+            return True
+        again = self._try_again(status, f"{upstream.id} answered {status}", sent=True)
+        if again:
+            upstream.stats.answered(status, now - self.sent)
+        return not again
+
+    def response_pending(self) -> None:
+        """More of the body is to come."""
+        self._set_deadline()
+
     def response_payload(self, payload: bytes) -> None:
-        self.backend.stats.bytes_out += len(payload)
+        self._count_out(payload)
         self.client.write(chunk(payload) if self._chunk_response else payload)
         self._set_deadline()
+
+    def _count_out(self, payload: bytes) -> None:
+        self.bytes_out += len(payload)
+        self.backend.stats.bytes_out += len(payload)
 
     def response_finished(self, *, reusable: bool) -> None:
         """The response is whole."""
         if self._chunk_response:
             self.client.write(LAST_CHUNK)
+        upstream = self._upstream
+        assert upstream is not None
+        now = time.monotonic()
+        upstream.stats.answered(self.status, now - self.sent)
+        if self.status < 500:
+            self.backend.succeeded(upstream, self.sent, now)
         self._leave_upstream(reusable=reusable and self._sent_whole())
-        self._end(self._status, keep_alive=self._keep_alive)
+        self._end(self.status, keep_alive=self._keep_alive, now=now)
 
     def _sent_whole(self) -> bool:
         """The request has come and gone out to its last byte."""
         if self._body is None:
             return True
         return self._body.done and self._connection is not None and not self._connection.backlog
-
-    @property
-    def _who(self) -> str:
-        return self._upstream.id if self._upstream else "the endpoint"
 
     # ── failing
 
@@ -211,87 +317,113 @@ class Exchange:
         if self.tunnel:
             self._leave_upstream()
             self._end(101, keep_alive=False)
-        elif self._status:
-            self.backend.stats.failed(reason)
-            self._break_off()
+        elif self._streaming:
+            self._count_failure(reason)
+            self._break_off(reason)
+        elif reason == "reset" and self._connection is not None and self._connection.reused:
+            self._lost_race()
         else:
-            connection = self._connection
-            if reason == "reset" and connection is not None and connection.reused \
-                    and self.request.method in IDEMPOTENT and self._replay is not None:  # fmt: skip
-                self._lost_race()
-            else:
-                self._try_failed(reason, f"{self._who} {why}", sent=True)
+            self._try_failed(reason, f"{self.endpoint} {why}", sent=True)
 
     def _lost_race(self) -> None:
-        """The endpoint closed an idle connection just as we used it: no failure of either, once more on a new one."""
+        """The endpoint closed a kept connection just as we used it: no failure of either, once more on a new one."""
         upstream = self._upstream
+        assert upstream is not None
+        now = time.monotonic()
+        upstream.closed_idle(now)
+        if self.request.method not in IDEMPOTENT or self._replay is None:
+            self._try_failed("reset", f"{upstream.id} closed a kept connection as it was used", sent=True)
+            return
         self._leave_upstream()
-        self._tries -= 1
-        self._try(again=upstream if upstream is not None and not upstream.gone else None)
+        self.tries -= 1
+        self._try(self.backend.pick(self._tried, now, self._key()) if upstream.gone else upstream, now, again=True)
+
+    def _count_failure(self, reason: str) -> None:
+        """The try failed for what the endpoint did, or did not do."""
+        self.backend.stats.failed(reason)
+        if self._upstream is not None:
+            self._upstream.stats.failed(reason)
+            refused = reason == "connect-failure"
+            self.backend.failed(self._upstream, self.sent, time.monotonic(), refused=refused)
 
     def _try_failed(self, reason: str, text: str, *, sent: bool) -> None:
-        self.backend.stats.failed(reason)
+        self._count_failure(reason)
         if not self._try_again(reason, text, sent=sent):
-            self._give_up(504 if reason == "timeout" else 502)
+            self._give_up(504 if reason == "timeout" else 502, reason)
 
     def _try_again(self, failure: str | int, text: str, *, sent: bool) -> bool:
         """Starts the next try if the policy, the budget and the endpoints allow one."""
+        backend = self.backend
         self._failure = text
         now = time.monotonic()
         if self._upstream is not None:
             self._tried.append(self._upstream)
-        again = (
-            may_retry(self.policy, failure, self.request.method, self._tries,
-                      replayable=self._replay is not None, sent=sent)
-            and (now < self._deadline or self.request_open)
-            and self.backend.pick(self._tried, now) is not None
-            and self.backend.budget.spend(now)
-        )  # fmt: skip
-        if again:
-            self._leave_upstream()
-            self.backend.stats.retries += 1
-            self._try()
-        return again
-
-    def _give_up(self, status: int) -> None:
-        """Answers in the service's stead."""
+        replayable = self._replay is not None
+        if not may_retry(self.policy, failure, self.request.method, self.tries, replayable=replayable, sent=sent):
+            return False
+        if now >= self._deadline and not self.request_open:
+            return False
+        if not backend.budget.left(now):
+            if isinstance(failure, int):
+                self.reason = "retry-budget"
+            return False
+        upstream = backend.pick(self._tried, now, self._key())
+        if upstream is None:
+            return False
+        backend.budget.spend(now)
+        backend.stats.retries += 1
         self._leave_upstream()
+        self._try(upstream, now)
+        return True
+
+    def _give_up(self, status: int, reason: str, fields: bytes = b"") -> None:
+        """Answers in the service's stead; `fields`: further lines of the head."""
+        self._leave_upstream()
+        self.reason = reason
+        self.status = status
         text = f"{self.backend.name}: {self._failure}" if self._failure else self.backend.why_unavailable()
         keep_alive = (
             self.request.keep_alive and self.request.version == 1 and not self.request_open and not self.backend.gone
         )
+        head_only = self.request.method == b"HEAD"
         self.client.write(
-            headers.error_response(status, text, head_only=self.request.method == b"HEAD", keep_alive=keep_alive)
+            headers.error_response(status, text, fields=fields, head_only=head_only, keep_alive=keep_alive)
         )
         self._end(status, keep_alive=keep_alive)
 
-    def _break_off(self) -> None:
+    def _break_off(self, reason: str) -> None:
         """The response cannot be finished: the client must not take it for whole."""
         self._leave_upstream()
+        self.reason = reason
         self._end(502, keep_alive=False, tell_client=False)
         self.client.break_off(framed=self._framed)
 
     # ── tunnels
 
     def switch_protocols(self, response: Response, data: bytes) -> None:
-        """101: from here on bytes go both ways as they are."""
+        """101: from here on bytes go both ways as they are. It is a connection now, and leaves the gate."""
         if not self.request.upgrade or not response.upgrade or self.request_open:
             self.upstream_failed("protocol", "switched protocols unasked")
             return
-        self._status = 101
+        self.status = 101
+        self.answered = time.monotonic()
         self.tunnel = True
+        assert self._upstream is not None
+        self.backend.succeeded(self._upstream, self.sent, self.answered)
+        self._upstream.stats.answered(101, self.answered - self.sent)
+        self._leave_gate()
         self.client.write(headers.response_head(response, chunked=False, keep_alive=True, version=1) + data)
         self._set_deadline()
         self.client.advance()
 
     def tunnel_to_client(self, data: bytes) -> None:
-        self.backend.stats.bytes_out += len(data)
+        self._count_out(data)
         self.client.write(data)
         self._set_deadline()
 
     def tunnel_to_upstream(self, data: bytes) -> None:
         assert self._connection is not None
-        self.backend.stats.bytes_in += len(data)
+        self._count_in(data)
         self._connection.write(data)
         self._set_deadline()
 
@@ -312,27 +444,32 @@ class Exchange:
     def _set_deadline(self) -> None:
         """Sets when the client's connection calls `expired`."""
         policy = self.policy
-        now = self.client.context.wheel.now
-        if self._status or self.request_open:
-            deadline = now + policy.idle_timeout
+        wheel = self.client.context.wheel
+        if self._streaming or self.tunnel or self.request_open:
+            deadline = wheel.now + policy.idle_timeout
         elif "timeout" in policy.retry_on and self._replay is not None and self.request.method in IDEMPOTENT:
-            deadline = min(self._deadline, now + policy.per_try_timeout)
+            deadline = min(self._deadline, wheel.now + policy.per_try_timeout)
         else:
             deadline = self._deadline
-        self.client.context.wheel.watch(self.client, deadline)
+        wheel.watch(self.client, deadline)
 
     def expired(self) -> None:
         """Nothing moved for as long as the policy allows."""
-        if self.tunnel:
+        if self._queued:
+            self._leave_line()
+            self.backend.stats.failed("queue-timeout")
+            self._failure = f"no turn within {time.monotonic() - self.started:.1f} s: too many requests are under way"
+            self._give_up(503, "queue-timeout", RETRY_AFTER)
+        elif self.tunnel:
             self.upstream_failed("timeout", "was idle")
-        elif self._status:
-            self.backend.stats.failed("timeout")
-            self._break_off()
+        elif self._streaming:
+            self.backend.stats.failed("idle-timeout")
+            self._break_off("idle-timeout")
         elif self.request_open and not self.client.upstream_full:
             self._failure = "the request's body stopped coming"
-            self._give_up(408)
+            self._give_up(408, "client-timeout")
         else:
-            text = f"no answer from {self._who} within {time.monotonic() - self._started:.1f} s"
+            text = f"no answer from {self.endpoint} within {time.monotonic() - self.started:.1f} s"
             self._try_failed("timeout", text, sent=self._connection is not None)
 
     # ── flow
@@ -348,16 +485,28 @@ class Exchange:
 
     # ── ending
 
-    def client_lost(self) -> None:
-        """The client is gone: nobody waits for the rest."""
+    def client_lost(self, reason: str = "client-left", status: int = 0) -> None:
+        """The client is gone, or was refused with `status`: nobody waits for the rest."""
+        if self._queued:
+            self._leave_line()
         self._leave_upstream()
-        self._end(self._status if self.tunnel else 0, keep_alive=False, tell_client=False)
+        if not self.tunnel:
+            self.reason = reason
+        self._end(self.status if self.tunnel else status, keep_alive=False, tell_client=False)
+
+    def _leave_line(self) -> None:
+        self._queued = False
+        self.backend.gate.give_up(self)
+        self.backend.stats.queued -= 1
 
     def _leave_upstream(self, *, reusable: bool = False) -> None:
         upstream, self._upstream = self._upstream, None
         connection, self._connection = self._connection, None
         if upstream is not None:
             upstream.in_flight -= 1
+            upstream.stats.in_flight -= 1
+            if upstream.avoid_until:
+                self.backend.no_result(upstream, self.sent, time.monotonic())
         if connection is None:
             return
         if self.tunnel:
@@ -367,10 +516,19 @@ class Exchange:
         if not reusable:
             self.client.pause(False)
 
-    def _end(self, status: int, *, keep_alive: bool, tell_client: bool = True) -> None:
+    def _leave_gate(self) -> None:
+        if self._inside:
+            self._inside = False
+            self.backend.gate.leave()
+
+    def _end(self, status: int, *, keep_alive: bool, tell_client: bool = True, now: float = 0.0) -> None:
         if self.done:
             return
         self.done = True
-        self.backend.stats.end(self._started, time.monotonic(), status)
+        self.backend.stats.end(self.started, now or time.monotonic(), status)
+        self._leave_gate()
+        log = self.client.context.access_log
+        if log is not None:
+            log(self)
         if tell_client:
             self.client.exchange_done(keep_alive=keep_alive)

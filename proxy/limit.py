@@ -59,6 +59,13 @@ class Gate:
         self._queue = queue
         self._move_up()
 
+    def open(self) -> None:
+        """Lets everyone in who waits now, however full it is."""
+        for waiter in list(self._line):
+            if self._line.pop(waiter, self) is None:  # else it has given up meanwhile
+                self.free -= 1
+                waiter.admit()
+
     def _move_up(self) -> None:
         if self._moving:  # whoever was admitted is done already: the loop that admitted it goes on
             return

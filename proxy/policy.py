@@ -10,10 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mesh.proxy.breaker import BreakerPolicy
 from mesh.units import parse_duration, parse_share
 
-BALANCES = ("least-request", "round-robin")
+BALANCES = ("least-request", "round-robin", "ewma")
 RETRY_ON: frozenset[str | int] = frozenset({"connect-failure", "reset", 502, 503})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`traffic.limits`, for each worker."""
+
+    in_flight: int = 1024
+    queue: int = 1024
+    queue_timeout: float = 5.0
+    rate: float = 0.0  # requests per second; 0: unlimited
+    connections: int = 0  # of clients; 0: as many as the worker holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,9 @@ class Policy:
     """The settings in force for one service. Durations in seconds; infinite where the spec says 0."""
 
     balance: str = "least-request"
+    hash_of: str = ""  # client | header:NAME | cookie:NAME; empty: not by hash
+    prefer: str = "any"
+    slow_start: float = 0.0
     timeout: float = 15.0  # from the whole request to the head of its response, all tries together
     connect_timeout: float | None = 1.0  # None: for as long as the kernel tries
     idle_timeout: float = 300.0  # of a body, tunnel or connection on which nothing moves
@@ -28,20 +43,26 @@ class Policy:
     retry_on: frozenset[str | int] = field(default=RETRY_ON)
     retry_budget: float = 0.2  # retries as a share of requests
     per_try_timeout: float = 5.0  # in force only where `timeout` is a reason to retry
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    limits: Limits = field(default_factory=Limits)
 
 
 _T = TypeVar("_T")
 
 
 def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
-    """The policy, and what of it cannot be served: `balance: ewma is not served yet, least-request is used`.
+    """The policy, and what of it cannot be read: `timeout: must be a duration …; the default is used`.
 
     A value that cannot be read falls back to its default: a worker never stops serving over a setting.
     """
     problems: list[str] = []
-    retries = traffic.get("retries")
-    retries = retries if isinstance(retries, Mapping) else {}
     default = Policy()
+
+    def part(name: str) -> Mapping[str, Any]:
+        found = traffic.get(name)
+        if found is not None and not isinstance(found, Mapping):
+            problems.append(f"{name}: must be an object; the defaults are used")
+        return found if isinstance(found, Mapping) else {}
 
     def read(source: Mapping[str, Any], name: str, parse: Callable[[Any], _T], otherwise: _T) -> _T:
         if name not in source:
@@ -52,8 +73,13 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
             problems.append(f"{name}: {error}; the default is used")
             return otherwise
 
+    balance, hash_of = read(traffic, "balance", _balance, (default.balance, ""))
+    retries, breaker, limits = part("retries"), part("breaker"), part("limits")
     policy = Policy(
-        balance=read(traffic, "balance", _balance, default.balance),
+        balance=balance,
+        hash_of=hash_of,
+        prefer=read(traffic, "prefer", _prefer, default.prefer),
+        slow_start=read(traffic, "slow_start", parse_duration, default.slow_start),
         timeout=read(traffic, "timeout", _limit, default.timeout),
         connect_timeout=read(traffic, "connect_timeout", _connect_limit, default.connect_timeout),
         idle_timeout=read(traffic, "idle_timeout", _limit, default.idle_timeout),
@@ -61,6 +87,21 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
         retry_on=read(retries, "on", _reasons, default.retry_on),
         retry_budget=read(retries, "budget", parse_share, default.retry_budget),
         per_try_timeout=read(retries, "per_try_timeout", _limit, default.per_try_timeout),
+        breaker=BreakerPolicy(
+            consecutive=read(breaker, "consecutive", _positive, default.breaker.consecutive),
+            success_ratio=read(breaker, "success_ratio", _ratio, default.breaker.success_ratio),
+            window=read(breaker, "window", _some_time, default.breaker.window),
+            open=read(breaker, "open", _some_time, default.breaker.open),
+            max_open=read(breaker, "max_open", _some_time, default.breaker.max_open),
+            max_ejected=read(breaker, "max_ejected", parse_share, default.breaker.max_ejected),
+        ),
+        limits=Limits(
+            in_flight=read(limits, "in_flight", _positive, default.limits.in_flight),
+            queue=read(limits, "queue", _count, default.limits.queue),
+            queue_timeout=read(limits, "queue_timeout", parse_duration, default.limits.queue_timeout),
+            rate=read(limits, "rate", _number, default.limits.rate),
+            connections=read(limits, "connections", _count, default.limits.connections),
+        ),
     )
     return policy, problems
 
@@ -74,9 +115,32 @@ def _connect_limit(value: object) -> float | None:
     return parse_duration(value) or None
 
 
-def _balance(value: object) -> str:
+def _some_time(value: object) -> float:
+    seconds = parse_duration(value)
+    if not seconds:
+        raise ValueError("must be longer than 0 s")
+    return seconds
+
+
+def _balance(value: object) -> tuple[str, str]:
+    """The way to choose, and what to hash."""
+    if isinstance(value, Mapping) and list(value) == ["hash"]:
+        return "least-request", _hash_of(value["hash"])  # where a request has nothing to hash
     if value not in BALANCES:
-        raise ValueError(f"{value!r} is not served yet")
+        raise ValueError(f"must be one of {', '.join(BALANCES)} or {{hash: …}}, got {value!r}")
+    return str(value), ""
+
+
+def _hash_of(value: object) -> str:
+    kind, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if value != "client" and not (kind in ("header", "cookie") and name):
+        raise ValueError(f"hash must be client, header:NAME or cookie:NAME, got {value!r}")
+    return str(value)
+
+
+def _prefer(value: object) -> str:
+    if value not in ("any", "node"):
+        raise ValueError(f"must be any or node, got {value!r}")
     return str(value)
 
 
@@ -84,6 +148,24 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"must be a count, got {value!r}")
     return value
+
+
+def _positive(value: object) -> int:
+    if not (count := _count(value)):
+        raise ValueError("must be at least 1")
+    return count
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"must be a number, not below 0, got {value!r}")
+    return float(value)
+
+
+def _ratio(value: object) -> float:
+    if (number := _number(value)) > 1:
+        raise ValueError(f"must be 0..1, got {value!r}")
+    return number
 
 
 def _reasons(value: object) -> frozenset[str | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mesh.proxy.policy import Policy
+from mesh.proxy.window import Window
 
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 """RFC 9110, 9.2.2: done twice is done once."""
@@ -19,35 +20,29 @@ class RetryBudget:
     Source: Finagle's and Linkerd's retry budgets (ratio 0.2, 10 s, at least 10/s).
     """
 
-    __slots__ = ("_requests", "_retries", "_second", "ratio")
+    __slots__ = ("_window", "ratio")
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self._second = 0
-        self._requests = [0] * WINDOW
-        self._retries = [0] * WINDOW
+        self._window = Window(WINDOW)  # requests, retries
 
     def request(self, now: float) -> None:
         """Counts a request (first tries only)."""
-        second = int(now)
-        if second != self._second:
-            self._roll(second)
-        self._requests[second % WINDOW] += 1
+        self._window.roll(now)
+        self._window.first += 1
+
+    def left(self, now: float) -> bool:
+        """Whether there is a retry left."""
+        self._window.roll(now)
+        requests, retries = self._window.totals()
+        return retries < FLOOR * WINDOW + self.ratio * requests
 
     def spend(self, now: float) -> bool:
         """Takes one retry from the budget; False if there is none left."""
-        second = int(now)
-        if second != self._second:
-            self._roll(second)
-        if sum(self._retries) >= FLOOR * WINDOW + self.ratio * sum(self._requests):
+        if not self.left(now):
             return False
-        self._retries[second % WINDOW] += 1
+        self._window.second += 1
         return True
-
-    def _roll(self, second: int) -> None:
-        for passed in range(max(self._second + 1, second - WINDOW + 1), second + 1):
-            self._requests[passed % WINDOW] = self._retries[passed % WINDOW] = 0
-        self._second = second
 
 
 def may_retry(policy: Policy, failure: str | int, method: bytes, tries: int, *, replayable: bool, sent: bool) -> bool:

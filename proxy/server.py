@@ -111,7 +111,7 @@ class ProxyServer:
     def _update_service(self, name: str, service: TableService | None) -> None:
         ports = service.ports if service is not None else {}
         for port in ports:
-            self._backends.setdefault((name, port), Backend(name, port)).update(service)
+            self._backends.setdefault((name, port), Backend(name, port)).update(service, self.node)
         for key in [key for key in self._backends if key[0] == name and key[1] not in ports]:
             self._backends.pop(key).update(None)
 
@@ -123,8 +123,8 @@ class ProxyServer:
             if tag is not None and (whole := self._backends.get((service, port))) is not None:
                 key = (service, port, tag)
                 kept = old.pop(key, None)
-                self._tagged[key] = kept or Backend(service, port, tag, whole.stats)
-                self._tagged[key].update(table.services[service])
+                self._tagged[key] = kept or Backend(service, port, tag, whole)
+                self._tagged[key].update(table.services[service], self.node)
         for backend in old.values():
             backend.update(None)
         by_address = _routes_by_address(table.routes)

@@ -46,7 +46,7 @@ class UdpListener(asyncio.DatagramProtocol):
         if len(self.sessions) >= MAX_SESSIONS:
             self.backend.stats.failed("too-many-sessions")
             return None
-        upstream = self.backend.pick((), time.monotonic())
+        upstream = self.backend.pick((), time.monotonic(), self.backend.client_key(address[0]))
         if upstream is None:
             self.backend.stats.failed("no-endpoint")
             return None
@@ -75,7 +75,7 @@ def serve_datagrams(backend: Backend, context: Context) -> Open:
 class UdpSession(asyncio.DatagramProtocol, Timed):
     """A client's datagrams to one endpoint, and back."""
 
-    __slots__ = ("_address", "_ended", "_listener", "_transport", "_waiting", "upstream")
+    __slots__ = ("_address", "_answered", "_began", "_ended", "_listener", "_transport", "_waiting", "upstream")
 
     def __init__(self, listener: UdpListener, address: Any, upstream: Any) -> None:
         Timed.__init__(self)
@@ -84,6 +84,8 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
         self._transport: asyncio.DatagramTransport | None = None
         self._waiting: list[bytes] = []
         self._ended = False
+        self._answered = False
+        self._began = time.monotonic()
         self.upstream = upstream
         upstream.in_flight += 1
         stats = listener.backend.stats
@@ -121,13 +123,19 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
             self._transport.sendto(data)
 
     def datagram_received(self, data: bytes, address: Any) -> None:
-        self._listener.backend.stats.bytes_out += len(data)
+        backend = self._listener.backend
+        backend.stats.bytes_out += len(data)
+        if not self._answered:
+            self._answered = True
+            backend.connected(self.upstream, self._began, time.monotonic())
         self._touch()
         self._listener.transport.sendto(data, self._address)
 
     def error_received(self, error: Exception) -> None:
         """Nobody listens there (any more): the client's next datagram goes elsewhere."""
-        self._listener.backend.stats.failed("connect-failure")
+        backend = self._listener.backend
+        backend.stats.failed("connect-failure")
+        backend.failed(self.upstream, self._began, time.monotonic(), refused=True)
         self.end()
 
     def expire(self) -> None:
@@ -139,6 +147,7 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
         self._ended = True
         self.deadline = NEVER
         self.upstream.in_flight -= 1
+        self._listener.backend.no_result(self.upstream, self._began, time.monotonic())
         self._listener.backend.stats.connections -= 1
         if self._listener.sessions.get(self._address) is self:
             del self._listener.sessions[self._address]

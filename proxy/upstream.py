@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING, cast
 
 from mesh.proxy.backend import Upstream
@@ -23,7 +24,10 @@ FLUSH = 10.0
 class UpstreamConnection(asyncio.Protocol, Timed):
     """Belongs to one exchange at a time, or is idle in its endpoint's pool."""
 
-    __slots__ = ("_body", "_buffer", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream")
+    __slots__ = (
+        "_body", "_buffer", "_response", "_wheel", "closed", "exchange", "idle_since", "reused", "transport",
+        "upstream",
+    )  # fmt: skip
 
     transport: asyncio.Transport
 
@@ -33,6 +37,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.exchange: Exchange | None = None
         self.reused = False  # has carried a whole exchange already
         self.closed = False
+        self.idle_since = 0.0
         self._wheel = wheel
         self._buffer = b""
         self._response: Response | None = None
@@ -66,7 +71,8 @@ class UpstreamConnection(asyncio.Protocol, Timed):
 
     def expire(self) -> None:
         """It waited in the pool for too long, or its last bytes do not go out."""
-        self._leave_pool()
+        if self._leave_pool():
+            self.upstream.kept_idle(self._wheel.now)
         self.close()
 
     # ── events of the transport
@@ -74,7 +80,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None:  # bytes that nobody asked for: nobody shall take them for an answer
-            self._leave_pool()
+            self._closed_early()
             self.close()
         elif exchange.tunnel:
             exchange.tunnel_to_client(data)
@@ -98,7 +104,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.deadline = NEVER
         exchange, self.exchange = self.exchange, None
         if exchange is None:
-            self._leave_pool()
+            self._closed_early()
         else:
             exchange.upstream_failed("reset", "closed the connection before its response was whole")
 
@@ -136,6 +142,8 @@ class UpstreamConnection(asyncio.Protocol, Timed):
                 return  # it goes to another endpoint
             if self._body is None or self._body.done:
                 self._finish(exchange, response, data)
+            else:
+                exchange.response_pending()
             return
         assert self._body is not None
         payload, data = self._body.feed(data)
@@ -167,10 +175,26 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.transport.resume_reading()
         self.reused = True
         if self.upstream.put(self):
-            self._wheel.watch(self, self._wheel.now + POOL_IDLE)
+            self.idle_since = self._wheel.now
+            self._wheel.watch(self, self.idle_since + POOL_IDLE)
         else:
             self.close()
 
-    def _leave_pool(self) -> None:
-        if self in self.upstream.idle:
-            self.upstream.idle.remove(self)
+    def is_open(self) -> bool:
+        """Asks the kernel: the other side has not closed, and sent nothing, up to now."""
+        if self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+        return not poll.poll(0)
+
+    def _closed_early(self) -> None:
+        if self._leave_pool():
+            self.upstream.closed_idle(self._wheel.now)
+
+    def _leave_pool(self) -> bool:
+        """True if it was there."""
+        if self not in self.upstream.idle:
+            return False
+        self.upstream.idle.remove(self)
+        return True

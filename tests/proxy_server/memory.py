@@ -51,6 +51,13 @@ class MemoryTransport(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
+class MemoryConnection(UpstreamConnection):
+    """To an endpoint that closes nothing."""
+
+    def is_open(self) -> bool:
+        return not self.transport.is_closing()
+
+
 class MemoryContext(Context):
     """Connects at once, in memory."""
 
@@ -59,7 +66,7 @@ class MemoryContext(Context):
         self.connections: list[UpstreamConnection] = []
 
     def connect(self, exchange: Exchange, upstream: Upstream) -> None:
-        connection = UpstreamConnection(upstream, self.wheel)
+        connection = MemoryConnection(upstream, self.wheel)
         connection.connection_made(MemoryTransport())
         self.connections.append(connection)
         exchange.connected(connection)
@@ -73,6 +80,8 @@ class MemoryProxy:
         endpoint = Endpoint(id="web-1", slot=1, node="n1", address="127.0.0.1", ports={"http": 1})
         backend.update(TableService(desired=1, ports={"http": TablePort(port=80)}, endpoints=[endpoint]))
         self.context = MemoryContext()
+        for upstream in backend.upstreams:
+            upstream.kept_idle(self.context.wheel.now)
         self.client = ClientConnection(ServiceSite(backend), self.context)
         self.client.connection_made(MemoryTransport())
 

@@ -1,90 +1,23 @@
-"""The pure parts: balance, retry budget, policy, routes, the timer wheel."""
+"""Pure parts: retry budget, policy, routes, the timer wheel."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.proxy.balance import Balancer, tiers_of
+from mesh.proxy.breaker import BreakerPolicy
 from mesh.proxy.http1 import parse_request
-from mesh.proxy.policy import Policy, parse_policy
+from mesh.proxy.policy import Limits, Policy, parse_policy
 from mesh.proxy.retry import FLOOR, WINDOW, RetryBudget, may_retry
 from mesh.proxy.route import Router
 from mesh.proxy.timers import NEVER, TICK, Timed, Wheel
 from mesh.spec.traffic import Traffic
 from mesh.table import Rule, TableRoute, Target
 from tests.proxy_server.wire import Mesh, answering, free_port
-
-# ── balance
-
-
-@dataclass(eq=False)
-class Fake:
-    name: str = ""
-    weight: int = 100
-    in_flight: int = 0
-    avoid_until: float = 0.0
-
-
-@pytest.mark.parametrize("balance", ["round-robin", "least-request"])
-def test_idle_endpoints_take_turns(balance: str) -> None:
-    balancer, endpoints = Balancer(balance), [Fake(name) for name in "abc"]
-    picked = [balancer.pick([endpoints], (), 0) for _ in range(300)]
-    assert Counter(each.name for each in picked if each) == {"a": 100, "b": 100, "c": 100}
-
-
-def test_least_request_spares_the_busy() -> None:
-    balancer, busy = Balancer("least-request"), Fake("busy", in_flight=50)
-    endpoints = [busy, Fake("a"), Fake("b")]
-    picked = Counter(balancer.pick([endpoints], (), 0) is busy for _ in range(3000))
-    assert picked[True] < 500  # of two choices both must be the busy one: a ninth
-
-
-@pytest.mark.parametrize("balance", ["round-robin", "least-request"])
-def test_weights(balance: str) -> None:
-    balancer, heavy = Balancer(balance), Fake("heavy", weight=300)
-    picked = sum(balancer.pick([[heavy, Fake("light")]], (), 0) is heavy for _ in range(4000))
-    assert 2800 < picked < 3200
-
-
-def test_tiers() -> None:
-    ready, suspect, running = Fake("ready"), Fake("suspect"), Fake("running")
-    states = [("running", running), ("suspect", suspect), ("ready", ready), ("ready", Fake("none", weight=0))]
-    assert tiers_of(states, 1) == [[ready], [suspect], [running]]
-    assert tiers_of(states, 0) == [[ready], [suspect]]
-    balancer, tiers = Balancer("round-robin"), tiers_of(states, 1)
-    assert balancer.pick(tiers, (), 0) is ready
-    assert balancer.pick(tiers, [ready], 0) is suspect
-    assert balancer.pick(tiers, [ready, suspect], 0) is running
-    assert balancer.pick(tiers, [ready, suspect, running], 0) is None
-
-
-def test_an_endpoint_that_refused_is_the_last_choice_for_a_while() -> None:
-    balancer = Balancer("round-robin")
-    refused, running = Fake("refused", avoid_until=5.0), Fake("running")
-    assert balancer.pick([[refused], [running]], (), 4.9) is running
-    assert balancer.pick([[refused], [running]], [running], 4.9) is refused
-    assert balancer.pick([[refused], [running]], (), 5.0) is refused
-
-
-@given(st.lists(st.tuples(st.sampled_from(["ready", "suspect", "running"]), st.integers(0, 3))), st.integers(0, 2))
-def test_every_endpoint_of_weight_is_tried_once(states: list[tuple[str, int]], desired: int) -> None:
-    endpoints = [(state, Fake(state, weight=weight)) for state, weight in states]
-    tiers, tried = tiers_of(endpoints, desired), list[Fake]()
-    balancer = Balancer("least-request")
-    while (picked := balancer.pick(tiers, tried, 0)) is not None:
-        assert picked not in tried
-        tried.append(picked)
-    assert [each.name for each in tried] == sorted(
-        (each.name for each in tried), key=["ready", "suspect", "running"].index
-    )
-    assert len(tried) == sum(weight > 0 and (state != "running" or desired > 0) for state, weight in states)
-
 
 # ── retries
 
@@ -130,12 +63,19 @@ def test_what_may_be_tried_again(
 
 def test_the_operator_s_notation() -> None:
     policy, problems = parse_policy({
-        "balance": "round-robin", "timeout": "30s", "connect_timeout": "250ms", "idle_timeout": "1h",
+        "balance": {"hash": "cookie:id"}, "prefer": "node", "slow_start": "30s",
+        "timeout": "30s", "connect_timeout": "250ms", "idle_timeout": "1h",
         "retries": {"attempts": 0, "on": ["timeout", 500], "budget": "10%", "per_try_timeout": "2s"},
-        "breaker": {"consecutive": 5}, "limits": {"in_flight": 1024},
+        "breaker": {"consecutive": 3, "success_ratio": 0.5, "window": "20s", "open": "2s", "max_open": "1m",
+                    "max_ejected": "25%"},
+        "limits": {"in_flight": 8, "queue": 0, "queue_timeout": "1s", "rate": 2.5, "connections": 100},
     })  # fmt: skip
     assert problems == []
-    assert policy == Policy("round-robin", 30, 0.25, 3600, 0, frozenset({"timeout", 500}), 0.1, 2)
+    assert policy == Policy(
+        hash_of="cookie:id", prefer="node", slow_start=30, timeout=30, connect_timeout=0.25, idle_timeout=3600,
+        retries=0, retry_on=frozenset({"timeout", 500}), retry_budget=0.1, per_try_timeout=2,
+        breaker=BreakerPolicy(3, 0.5, 20, 2, 60, 0.25), limits=Limits(8, 0, 1, 2.5, 100),
+    )  # fmt: skip
 
 
 def test_defaults_are_the_spec_s() -> None:
@@ -143,10 +83,11 @@ def test_defaults_are_the_spec_s() -> None:
 
 
 SETTINGS = st.none() | st.integers() | st.text() | st.lists(st.integers())
-RETRIES = st.dictionaries(st.sampled_from(["attempts", "on", "budget"]), SETTINGS)
+PARTS = ["attempts", "on", "budget", "consecutive", "window", "open", "success_ratio", "in_flight", "rate", "hash"]
+NAMES = ["balance", "prefer", "slow_start", "timeout", "idle_timeout", "retries", "breaker", "limits"]
 
 
-@given(st.dictionaries(st.sampled_from(["balance", "timeout", "retries", "idle_timeout"]), SETTINGS | RETRIES))
+@given(st.dictionaries(st.sampled_from(NAMES), SETTINGS | st.dictionaries(st.sampled_from(PARTS), SETTINGS)))
 def test_no_setting_stops_the_worker(traffic: dict[str, object]) -> None:
     policy, _ = parse_policy(traffic)
     assert policy.timeout >= 0

@@ -197,11 +197,14 @@ async def test_other_services_do_not_suffer(mesh: Mesh) -> None:
     assert (await mesh.ask())[1] == b"1"
 
 
-async def test_settings_that_are_not_served_are_said(mesh: Mesh) -> None:
-    mesh.traffic = {"balance": "ewma", "timeout": "15 apples"}
+async def test_settings_that_cannot_be_read_are_said(mesh: Mesh) -> None:
+    mesh.traffic = {"balance": "fair", "timeout": "15 apples"}
     await mesh.add("web-1", answering(b"1"))
     first, second = mesh.proxy.problems()
-    assert first == "web.http: traffic.balance: 'ewma' is not served yet; the default is used"
+    assert first == (
+        "web.http: traffic.balance: must be one of least-request, round-robin, ewma or {hash: …}, got 'fair';"
+        " the default is used"
+    )
     assert second.startswith("web.http: traffic.timeout: ")
     assert (await mesh.ask())[1] == b"1"
 
