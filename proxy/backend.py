@@ -120,13 +120,21 @@ class Upstream:
 
 
 class Backend:
-    """A service port, or those of its endpoints that have `tag`: they share all but the choice."""
+    """A service port, or a subset of its endpoints: they share all but the choice."""
 
-    def __init__(self, service: str, port: str, tag: str | None = None, whole: Backend | None = None) -> None:
-        """`whole`: the backend of the service port itself, for one with a tag."""
+    def __init__(
+        self,
+        service: str,
+        port: str,
+        tag: str | None = None,
+        whole: Backend | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
+        """A subset has the `tag`, if one is named, and none of the tags in `without`; `whole`: what it is a subset of."""
         self.service = service
         self.port = port
         self.tag = tag
+        self._without = without
         self.name = f"{service}.{port}"
         self.host = service.encode()  # stands in for a Host that a client did not send
         self._whole = whole or self
@@ -153,7 +161,7 @@ class Backend:
         near: set[Upstream] = set()
         for endpoint in service.endpoints if service else ():
             port = endpoint.ports.get(self.port)
-            if port is None or (self.tag is not None and self.tag not in endpoint.tags):
+            if port is None or not self._includes(endpoint):
                 continue
             key = (endpoint.id, endpoint.address, port)
             upstream = self._upstreams[key] = self._known(key, old, endpoint, now)
@@ -170,6 +178,9 @@ class Backend:
             self._spare(now)
             if not self._tiers:
                 self.gate.open()  # nobody waits for what is not there
+
+    def _includes(self, endpoint: Endpoint) -> bool:
+        return (self.tag is None or self.tag in endpoint.tags) and self._without.isdisjoint(endpoint.tags)
 
     def _known(
         self, key: tuple[str, str, int], old: dict[tuple[str, str, int], Upstream], endpoint: Endpoint, now: float
@@ -210,6 +221,11 @@ class Backend:
     @property
     def upstreams(self) -> list[Upstream]:
         return list(self._upstreams.values())
+
+    @property
+    def present(self) -> bool:
+        """There is an endpoint that could serve."""
+        return bool(self._tiers)
 
     @property
     def full(self) -> bool:
