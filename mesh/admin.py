@@ -1,6 +1,6 @@
-"""Admin HTTP of every process: health, metrics, the Table; on an agent also its replicas, their logs, and exec.
+"""Admin HTTP of every process: health, metrics, the Table and its load; on an agent also replicas, their logs, exec.
 
-`/healthz /readyz /metrics /v1/table /v1/replicas` answer anybody who can connect (by default: this machine).
+`/healthz /readyz /metrics /v1/table /v1/stats /v1/replicas` answer anybody who can connect (by default: this machine).
 Logs and exec need `Authorization: Bearer <token>`, the token of the state folder's `admin.token`. On loopback
 a request whose Host is a foreign name is refused, so that no web page reaches it through DNS rebinding.
 """
@@ -22,6 +22,7 @@ from typing import Protocol
 import msgspec
 from aiohttp import web
 
+from mesh.dataplane.load import LoadReport
 from mesh.metrics import Family, render
 from mesh.model import ReplicaReport
 from mesh.runtime import ExecResult, RuntimeFault
@@ -56,6 +57,7 @@ class Sources:
     table: Callable[[], Table | None] | None = None
     replicas: Replicas | None = None
     status: Callable[[], object] | None = None  # the scheduler's
+    load: Callable[[], Awaitable[LoadReport]] | None = None  # of the proxy
 
 
 class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +104,8 @@ class Admin:
         app.router.add_get("/metrics", self._metrics)
         if self._sources.table:
             app.router.add_get("/v1/table", self._table)
+        if self._sources.load:
+            app.router.add_get("/v1/stats", self._stats)
         if self._sources.status:
             app.router.add_get("/v1/status", self._status)
         if self._sources.replicas:
@@ -163,6 +167,9 @@ class Admin:
         if table is None:
             raise web.HTTPServiceUnavailable(text="no Table yet\n")
         return _json(table)
+
+    async def _stats(self, _: web.Request) -> web.Response:
+        return _json(await self._sources.load() if self._sources.load else None)
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self._sources.status() if self._sources.status else None)

@@ -1,6 +1,7 @@
 """The processes: each `run_…` puts its parts together, runs until told to stop, and returns the exit code.
 
-SIGTERM and SIGINT end a process gracefully; a second SIGINT ends it at once.
+SIGTERM and SIGINT end a process gracefully; a second SIGINT ends it at once. SIGHUP puts new processes in the place of
+all data-plane workers, one after the other, without a gap.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import uvloop
 
 from mesh import console
 from mesh.admin import Admin, Sources
+from mesh.dataplane.slot import GRACE
 from mesh.dataplane.table_file import TableFile
-from mesh.dataplane.worker import Arguments, DnsArguments, ProxyArguments
+from mesh.dataplane.worker import DRAIN, Arguments, DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, refused_addresses
 from mesh.metrics import Family
 from mesh.settings import AgentSettings, DnsSettings, ProxySettings, SchedulerSettings
@@ -127,6 +129,7 @@ async def _agent(settings: AgentSettings, stop: Stop) -> None:
         linger = LINGER
         try:
             await node.start()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.workers.replace_soon)
             settle()
             await until_stopped(node.run(), stop)
         except (StartError, StoreError):  # it never became this node's agent
@@ -195,15 +198,17 @@ async def _serve(path: Path, wanted: Sequence[Arguments], admin_listen: str | No
             waiting_for=lambda: [f"worker {name} has no Table yet" for name in workers.waiting()],
             metrics=workers.metrics,
             table=lambda: workers.table,
+            load=workers.load if any(isinstance(each, ProxyArguments) for each in wanted) else None,
         )
         admin = Admin(admin_listen, sources) if admin_listen else None
         try:
             workers.publish(first)
             await workers.start()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, workers.replace_soon)
             if admin:
                 await admin.start()
             await until_stopped(table.follow(workers.publish), stop)
         finally:
             if admin:
                 await admin.close()
-            await workers.close()
+            await workers.close(drain=DRAIN if stop.signal is signal.SIGTERM else GRACE)

@@ -48,6 +48,7 @@ class Node:
             waiting_for=self.agent.waiting_for,
             metrics=self.agent.metrics,
             table=lambda: self.agent.table,
+            load=lambda: self.workers.load(settings.node),
             replicas=_Replicas(self.agent, runtime),
         )
         self.admin = Admin(settings.admin_listen, sources, admin_token(settings.state))

@@ -111,6 +111,15 @@ class Workers:
         async with self._replacing:
             return [slot.name for slot in self._slots if not await slot.replace()]
 
+    def replace_soon(self) -> None:
+        """Begins to `replace`, as an operator asked."""
+        self._tasks.spawn(self._replace_and_tell(), "replace workers")
+
+    async def _replace_and_tell(self) -> None:
+        log.info("replacing all workers")
+        stayed = await self.replace()
+        log.info("replaced all workers%s", f" but {', '.join(stayed)}" if stayed else "")
+
     def problems(self) -> list[str]:
         own = {self._problem, *(slot.problem for slot in self._slots)} - {""}
         return sorted(own) + self._feed.problems()
