@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.model import Release, ServicePlan
-from mesh.scheduler.filters import Constraint, ConstraintError, parse_constraint
+from mesh.scheduler.filters import Constraint, ConstraintError, contradictions, parse_constraint
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec, trusted_spec
 
@@ -42,6 +42,8 @@ class Blueprint:
     demand: Demand
     constraints: tuple[Constraint, ...]
     size: int  # bytes of its canonical JSON
+    affinities: tuple[tuple[Constraint | str, int], ...] = ()
+    """What pulls with which weight: nodes for which a constraint holds, or that run a service."""
 
     @property
     def stop_first(self) -> bool:
@@ -70,6 +72,14 @@ def draw(spec: ServiceSpec, canonical: Mapping[str, Any]) -> Blueprint:
             constraints.append(parse_constraint(text))
         except ConstraintError as error:
             errors.append(f"placement.constraints.{number}: {error}")
+    affinities: list[tuple[Constraint | str, int]] = []
+    for number, affinity in enumerate(spec.placement.affinities):
+        try:
+            towards = affinity.service if affinity.match is None else parse_constraint(affinity.match)
+            affinities.append((towards or "", affinity.weight))
+        except ConstraintError as error:
+            errors.append(f"placement.affinities.{number}.match: {error}")
+    errors += contradictions(constraints)
     size = len(json.dumps(canonical))
     if size > MAX_SPEC:
         errors.append(f"the spec has {size} bytes, more than {MAX_SPEC}: move large values to desired/configs/")
@@ -85,7 +95,7 @@ def draw(spec: ServiceSpec, canonical: Mapping[str, Any]) -> Blueprint:
         ports=frozenset((port.host_port, "udp" if port.protocol == "udp" else "tcp")
                         for port in spec.ports.values() if port.host_port is not None),
     )  # fmt: skip
-    return Blueprint(spec, demand, tuple(constraints), size)
+    return Blueprint(spec, demand, tuple(constraints), size, tuple(affinities))
 
 
 class Drawer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from re import _parser  # type: ignore[attr-defined]  # the only way to see a pattern's structure
 from typing import Any
@@ -46,6 +46,8 @@ class Constraint:
     text: str
     label: str
     test: Callable[[str | None], bool]
+    only: frozenset[str] | None = None
+    """The values that it allows, if these can be told (`==`, `in`)."""
 
     def allows(self, attributes: Mapping[str, str]) -> bool:
         return self.test(attributes.get(self.label))
@@ -75,7 +77,26 @@ def parse_constraint(text: str) -> Constraint:
         test = _test(sign, match["value"])
     except ValueError as error:
         raise ConstraintError(f"{text!r}: {error}") from None
-    return Constraint(text.strip(), match["label"], test)
+    return Constraint(text.strip(), match["label"], test, _only(sign, match["value"]))
+
+
+def _only(sign: str, value: str) -> frozenset[str] | None:
+    if sign == "==":
+        return frozenset([_unquoted(value)])
+    return _choices(value) if sign == "in" else None
+
+
+def contradictions(constraints: Sequence[Constraint]) -> list[str]:
+    """Rules that no node can follow together, each with its path: every value that one allows, others refuse."""
+    errors: list[str] = []
+    for number, wanted in enumerate(constraints):
+        others = [other for other in constraints if other.label == wanted.label and other is not wanted]
+        if wanted.only is None or any(all(one.test(value) for one in others) for value in wanted.only):
+            continue
+        against = next((f" contradicts {other.text!r}" for other in others
+                        if not any(other.test(value) for value in wanted.only)), ", with the other rules,")  # fmt: skip
+        errors.append(f"placement.constraints.{number}: {wanted.text!r}{against}: no node can have both")
+    return errors
 
 
 def _test(sign: str, value: str) -> Callable[[str | None], bool]:

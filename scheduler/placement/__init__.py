@@ -1,6 +1,34 @@
-"""Where replicas go, and why: from a batch of requests and the nodes to placements and refusals."""
+"""Where replicas go, and why: from a batch of requests and the nodes to placements and refusals.
 
-from mesh.scheduler.placement.engine import explain, place
+    model.py       what is asked and answered
+    engine.py      requests → runs of like requests → answers
+    live.py        live objects as arrays        cluster.py   the arrays
+    rules.py       hard rules as masks           reasons.py   hard rules as sentences
+    wishes.py      wishes as arrays              scores.py    a node's worth as one integer
+    kinds.py       what every node is worth to a kind of replica, kept up to date
+    batch.py       many replicas in one go       preemption.py  who must go
+
+numpy is imported with the first request, not before: a tenth of a second that a command line does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 from mesh.scheduler.placement.model import Holding, Node, Placement, Refusal, Request, Verdict
 
 __all__ = ["Holding", "Node", "Placement", "Refusal", "Request", "Verdict", "explain", "place"]
+
+
+def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "spread") -> list[Placement | Refusal]:
+    """An answer for each request, in their order; see `engine.place`."""
+    from mesh.scheduler.placement import engine
+
+    return engine.place(requests, nodes, strategy)
+
+
+def explain(request: Request, nodes: Iterable[Node], strategy: str = "spread") -> list[Verdict]:
+    """What each node is for a request, the best first, then those that will not do and why."""
+    from mesh.scheduler.placement import engine
+
+    return engine.explain(request, nodes, strategy)

@@ -1,174 +1,277 @@
 """Where replicas go: one function from a batch of requests to placements with reasons.
 
 The hard rules come first: a node that is barred, refuses a constraint or has no room is no candidate. Among the
-candidates the wishes decide, in this order: not the node that failed the slot last; replicas of a service apart; then
-less load (`spread`), or more load and only then apart (`binpack`). Ties go to the name, so the same input has the
-same answer.
+candidates the wishes decide, in this order: not a node that failed this release; spread labels, each inside the one
+before; affinities; then own replicas apart and less load (`spread`), or nothing scarce wasted and more load
+(`binpack`). Ties go to the name, so the same input has the same answer.
+
+Requests are answered by priority, then in their order. Consecutive requests of one service are placed as a batch
+(`batch.py`), which gives what one at a time would give. What finds no room may evict (`preemption.py`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-from mesh.scheduler.blueprint import HostPort
+import numpy as np
+
+from mesh.scheduler.blueprint import Blueprint
+from mesh.scheduler.placement import reasons, rules, scores
+from mesh.scheduler.placement.batch import fill, first_keys
+from mesh.scheduler.placement.cluster import Ints, Mask
+from mesh.scheduler.placement.kinds import Kind, Needs
+from mesh.scheduler.placement.live import amounts_of, by_name, cluster_of, evictable
 from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
-from mesh.scheduler.sentences import size_text
-from mesh.units import format_cpu
+from mesh.scheduler.placement.preemption import Victims
+from mesh.scheduler.placement.wishes import terms_of
+
+MAX_FAULT = 300
 
 
 def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "spread") -> list[Placement | Refusal]:
     """An answer for each request, in their order; higher priority chooses first.
 
-    No node ends up with more than it has, counting everything that lies on it already. `max_per_node` counts the
-    replicas that stay: a replica about to be replaced does not keep its successor away.
+    No node ends up with more than it has, counting everything that lies on it already, less what is evicted.
+    `max_per_*`, spread and affinities count the replicas that stay: a replica about to be replaced does not keep its
+    successor away. Nothing is raised for what a request or a node says: a request that makes no sense is refused.
     """
-    tallies = {node.name: _Tally(node) for node in nodes}
-    feasible = _Feasibility(tallies)
-    chosen: dict[int, str] = {}
-    full: set[tuple[int, str | None]] = set()  # what found no place: nodes only fill up, so its like will not either
-    for position in sorted(range(len(requests)), key=lambda at: -requests[at].blueprint.spec.placement.priority):
-        request = requests[position]
-        kind = (id(request.blueprint), request.only)
-        candidates = [] if kind in full else [tally for tally in feasible.of(request) if not tally.lacks(request)]
-        if not candidates:
-            full.add(kind)
-            continue
-        packing = (request.blueprint.spec.placement.strategy or strategy) == "binpack"
-        best = min(candidates, key=lambda tally: tally.rank(request, packing=packing))
-        best.take(request)
-        chosen[position] = best.node.name
-    return [
-        Placement(request, chosen[position]) if position in chosen else feasible.refusal(request)
-        for position, request in enumerate(requests)
-    ]
+    answers: dict[int, Placement | Refusal] = {}
+    batch = _Batch(requests, nodes, strategy)
+    order = sorted(range(len(requests)), key=lambda at: -_priority(requests[at]))
+    for _, run in groupby(order, key=lambda at: _likeness(requests[at])):
+        positions = list(run)
+        answers.update(zip(positions, batch.answer([requests[at] for at in positions]), strict=True))
+    return [answers[at] for at in range(len(requests))]
 
 
 def explain(request: Request, nodes: Iterable[Node], strategy: str = "spread") -> list[Verdict]:
-    """What each node is for a request, the best first, then those that will not do."""
-    tallies = {node.name: _Tally(node) for node in nodes}
-    feasible = _Feasibility(tallies)
-    packing = (request.blueprint.spec.placement.strategy or strategy) == "binpack"
-    fit = [tally for tally in feasible.of(request) if not tally.lacks(request)]
-    fit.sort(key=lambda tally: tally.rank(request, packing=packing))
-    verdicts = [Verdict(tally.node.name, score=tally.score(request, packing=packing)) for tally in fit]
-    named = {verdict.node for verdict in verdicts}
-    refusal = feasible.refusal(request)
-    return [*verdicts, *(Verdict(node, why) for node, why in refusal.reasons.items() if node not in named)]
+    """What each node is for a request, the best first, then those that will not do and why."""
+    return _Batch([request], nodes, strategy).explain(request)
 
 
-class _Tally:
-    """One node's account while a batch is placed."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self._cpu = self._memory = 0
-        self._resources: dict[str, int] = defaultdict(int)
-        self._ports: dict[HostPort, str] = {}
-        self._staying: dict[str, int] = defaultdict(int)
-        for holding in node.holdings:
-            self._add(holding)
-
-    def _add(self, holding: Holding) -> None:
-        demand = holding.demand
-        self._cpu += demand.cpu
-        self._memory += demand.memory
-        for name, count in demand.resources.items():
-            self._resources[name] += count
-        for port in demand.ports:
-            self._ports[port] = holding.service
-        if holding.stays:
-            self._staying[holding.service] += 1
-
-    def take(self, request: Request) -> None:
-        self._add(Holding(request.service, request.blueprint.demand))
-
-    def lacks(self, request: Request) -> str:
-        """What it has too little of; empty if there is room."""
-        demand, capacity = request.blueprint.demand, self.node.capacity
-        if demand.cpu > (free := capacity.cpu - self._cpu):
-            return f"needs {format_cpu(demand.cpu)} cpu, {format_cpu(max(free, 0))} free"
-        if demand.memory > (free := capacity.memory - self._memory):
-            return f"needs {size_text(demand.memory)} memory, {size_text(max(free, 0))} free"
-        for name, count in demand.resources.items():
-            if count > (free := capacity.resources.get(name, 0) - self._resources[name]):
-                return f"needs {count} {name}, {max(free, 0)} free"
-        for port in demand.ports:
-            if holder := self._ports.get(port):
-                return f"host port {port[0]}/{port[1]} is taken by {holder}"
-        most = request.blueprint.spec.placement.max_per_node
-        if most is not None and self._staying[request.service] >= most:
-            return f"already has {most} of {request.service} (max_per_node)"
-        return ""
-
-    def rank(self, request: Request, *, packing: bool) -> tuple[bool, float, float, str]:
-        """Least is best."""
-        failed, own, load = self.node.name in request.avoid, self._staying[request.service], self._load(request)
-        return (failed, -load, own, self.node.name) if packing else (failed, own, load, self.node.name)
-
-    def score(self, request: Request, *, packing: bool) -> tuple[tuple[str, float], ...]:
-        """The parts of its rank, by name."""
-        failed, *rest, _ = self.rank(request, packing=packing)
-        names = ("load", "own replicas") if packing else ("own replicas", "load")
-        return (("failed before", float(failed)), *zip(names, map(float, rest), strict=True))
-
-    def _load(self, request: Request) -> float:
-        """The fullest of its dimensions with the replica on it, 0..1."""
-        demand, capacity = request.blueprint.demand, self.node.capacity
-        cpu = (self._cpu + demand.cpu) / capacity.cpu if capacity.cpu else 0.0
-        memory = (self._memory + demand.memory) / capacity.memory if capacity.memory else 0.0
-        return max(cpu, memory)
+def _priority(request: Request) -> int:
+    return request.blueprint.spec.placement.priority
 
 
-class _Feasibility:
-    """The rules that do not change while a batch is placed, asked once for each blueprint."""
+def _likeness(request: Request) -> tuple[object, ...]:
+    """What requests of one batch have in common."""
+    return request.service, id(request.blueprint), request.only, request.avoid
 
-    def __init__(self, tallies: Mapping[str, _Tally]) -> None:
-        self._tallies = tallies
-        self._refused: dict[int, dict[str, str]] = {}
-        self._allowed: dict[int, list[_Tally]] = {}
-        self._refusals: dict[tuple[int, str | None], tuple[str, Reasons]] = {}
 
-    def of(self, request: Request) -> list[_Tally]:
-        """The nodes that may be asked for room."""
-        key = id(request.blueprint)
-        if key not in self._allowed:
-            refused = {name: why for name, tally in self._tallies.items() if (why := _bars(request, tally.node))}
-            self._refused[key] = refused
-            self._allowed[key] = [tally for name, tally in self._tallies.items() if name not in refused]
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A blueprint in this cluster."""
+
+    kind: Kind
+    needs: Needs
+    allowed: Mask
+
+
+class _Batch:
+    """The cluster while requests are answered, run by run."""
+
+    def __init__(self, requests: Sequence[Request], nodes: Iterable[Node], strategy: str) -> None:
+        self._nodes = by_name(nodes)
+        self._strategy = strategy
+        self._cluster = cluster_of(self._nodes)
+        self._cases: dict[int, _Case] = {}
+        self._kinds: dict[tuple[object, ...], Kind] = {}
+        self._wanted: list[Mask] | None = None
+        self._requests = requests
+        self._victims: Victims | None = None
+        self._evicted: set[tuple[int, str]] = set()
+        self._ports: dict[tuple[str, str], str] = {}  # taken in this batch: (node, dimension) → by whom
+        self._full: dict[tuple[object, ...], int] = {}  # what found no place, and the cluster's version then
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────
+
+    def answer(self, run: Sequence[Request]) -> list[Placement | Refusal]:
+        """Answers for like requests; what is wrong with them stops no others."""
+        request = run[0]
+        try:
+            case = self._case(request.blueprint)
+        except Exception as error:
+            return [Refusal(one, _fault(error)) for one in run]
+        if why := self._nobody(request):
+            return [Refusal(one, why) for one in run]
+        placed: list[Placement] = []
+        try:
+            while len(placed) < len(run) and (more := self._some(run[len(placed) :], case)):
+                placed += more
+        except Exception as error:
+            return [*placed, *(Refusal(one, _fault(error)) for one in run[len(placed) :])]
+        refused = Reasons(lambda: self._reasons(request, case))
+        return [*placed, *(Refusal(one, reasons=refused) for one in run[len(placed) :])]
+
+    def _some(self, run: Sequence[Request], case: _Case) -> list[Placement]:
+        """As many placements as there is room for, or one that evicts; none if nothing helps."""
+        request = run[0]
+        key = _likeness(request)
+        if self._full.get(key) == self._cluster.version:
+            return []
+        picks = self._there(request, case, len(run)) if request.only is not None else self._anywhere(run, case)
+        if picks.size:
+            placed = [Placement(one, self._cluster.names[node]) for one, node in zip(run, picks.tolist(), strict=False)]
+            self._settle(placed, case, picks)
+            return placed
+        if (evicting := self._preempt(request, case)) is not None:
+            return [evicting]
+        self._full[key] = self._cluster.version
+        return []
+
+    def _anywhere(self, run: Sequence[Request], case: _Case) -> Ints:
+        return fill(self._cluster, case.kind, terms_of(self._cluster, run[0], case.allowed), len(run))
+
+    def _there(self, request: Request, case: _Case, count: int) -> Ints:
+        """On the one node that will do."""
+        assert request.only is not None
+        node = self._cluster.position[request.only]
+        if reasons.why_not_there(self._cluster, request, case.needs, node, self._holder):
+            return np.zeros(0, np.int64)
+        pick = np.array([node])
+        self._cluster.take(case.needs, pick)
+        return pick
+
+    def _settle(self, placed: Sequence[Placement], case: _Case, picks: Ints) -> None:
+        """Notes who is where, for which the cluster has room already."""
+        self._cluster.settle(placed[0].request.service, picks)
+        for dimension, _ in case.needs:
+            if dimension.startswith(rules.PORT):
+                self._ports.update(((one.node, dimension), _title(one.request)) for one in placed)
+
+    def _preempt(self, request: Request, case: _Case) -> Placement | None:
+        """A place that others of clearly lower priority leave, if that is possible."""
+        if self._victims is None:
+            self._victims = Victims(self._cluster, evictable(self._nodes))
+        if not self._victims.holdings:
+            return None
+        terms = terms_of(self._cluster, request, case.allowed)
+        nodes = case.allowed.copy()
+        if terms.own is not None and terms.max_per_node is not None:
+            nodes &= terms.own < terms.max_per_node
+        for cap in terms.caps:
+            nodes &= cap.left[cap.groups] > 0
         if request.only is not None:
-            return [tally for tally in self._allowed[key] if tally.node.name == request.only]
-        return self._allowed[key]
+            nodes &= np.arange(self._cluster.size) == self._cluster.position[request.only]
+        chosen = self._victims.choose(request.service, _priority(request), case.needs, nodes, terms.last)
+        if chosen is None:
+            return None
+        node, victims = chosen
+        pick = np.array([node])
+        evicted = [self._victims.holdings[victim] for victim in victims]
+        self._victims.evict(victims)
+        for holding in evicted:
+            self._cluster.take([(name, -amount) for name, amount in amounts_of(holding.demand).items()], pick)
+            self._cluster.unsettle(holding.service, node)
+            self._evicted.add((node, holding.id))
+        self._cluster.take(case.needs, pick)
+        placement = Placement(request, self._cluster.names[node], tuple(holding.id for holding in evicted))
+        self._settle([placement], case, pick)
+        return placement
 
-    def refusal(self, request: Request) -> Refusal:
-        """Why no node will do, after everything else has been placed."""
-        key = (id(request.blueprint), request.only)
-        if key not in self._refusals:
-            self._refusals[key] = (self._why(request), Reasons(lambda: self._reasons(request)))
-        why, reasons = self._refusals[key]
-        return Refusal(request, why, {} if why else reasons)
+    # ── reasons ──────────────────────────────────────────────────────────────────────────────
 
-    def _why(self, request: Request) -> str:
-        if request.only is not None and request.only not in self._tallies:
-            return (f"its volumes are on {request.only}, which is unknown" if request.blueprint.spec.volumes
-                    else f"there is no node {request.only}")  # fmt: skip
-        return "" if self._tallies else "there are no nodes"
+    def _nobody(self, request: Request) -> str:
+        """Why there is no node to be asked."""
+        if not self._nodes:
+            return "there are no nodes"
+        if request.only is None or request.only in self._cluster.position or request.blueprint.spec.volumes:
+            return ""
+        return f"there is no node {request.only}"
 
-    def _reasons(self, request: Request) -> dict[str, str]:
-        refused = self._refused[id(request.blueprint)]
-        return {
-            name: refused.get(name) or tally.lacks(request)
-            for name, tally in self._tallies.items()
-            if request.only in (None, name)
-        }
+    def _reasons(self, request: Request, case: _Case) -> dict[str, str]:
+        """Why each node will not do, now that everything else has been placed."""
+        why = reasons.why_not(self._cluster, request, case.needs, self._holder)
+        found = dict(zip(self._cluster.names, why, strict=True))
+        if request.only in found and not request.blueprint.spec.volumes:
+            found = {request.only: found[request.only]}
+        return {node: sentence or "had no room when it was asked" for node, sentence in found.items()}
+
+    def _holder(self, node: int, dimension: str) -> str:
+        """Who has a host port."""
+        for holding in self._nodes[node].holdings:
+            if dimension in amounts_of(holding.demand) and (node, holding.id) not in self._evicted:
+                return _title(holding)
+        return self._ports.get((self._nodes[node].name, dimension), "another")
+
+    def explain(self, request: Request) -> list[Verdict]:
+        try:
+            case = self._case(request.blueprint)
+            refused = list(reasons.why_not(self._cluster, request, case.needs, self._holder))
+            terms = terms_of(self._cluster, request, case.allowed)
+            keys = first_keys(case.kind, terms)
+        except Exception as error:
+            return [Verdict(node.name, _fault(error)) for node in self._nodes]
+        packing = case.kind.packing
+        spreads = request.blueprint.spec.placement.spread
+        fit: list[tuple[tuple[float, ...], Verdict]] = []
+        for node, name in enumerate(self._cluster.names):
+            if refused[node]:
+                continue
+            affinity = 0 if terms.affinity is None else int(terms.affinity[node])
+            pull = affinity + terms.to_itself * bool(terms.own is not None and terms.own[node])
+            levels = [float(tier.levels(tier.groups[[node]])[0]) for tier in terms.tiers]
+            there = [float(tier.counts[tier.groups[node]]) for tier in terms.tiers]
+            late = float(node in terms.last)
+            score = (
+                ("failed before", late),
+                *((f"spread {spread.label}", count) for spread, count in zip(spreads, there, strict=True)),
+                *scores.parts(int(keys[node]), packing=packing, affinity=pull),
+            )
+            rest = scores.below_affinity(int(keys[node]), packing=packing)
+            fit.append(((late, *levels, -pull, rest), Verdict(name, score=score)))
+        fit.sort(key=lambda one: one[0])
+        unfit = [Verdict(name, why) for name, why in zip(self._cluster.names, refused, strict=True) if why]
+        return [*(verdict for _, verdict in fit), *unfit]
+
+    # ── what a blueprint means here ──────────────────────────────────────────────────────────
+
+    def _case(self, blueprint: Blueprint) -> _Case:
+        known = self._cases.get(id(blueprint))
+        if known is None:
+            known = self._cases[id(blueprint)] = self._new_case(blueprint)
+        return known
+
+    def _new_case(self, blueprint: Blueprint) -> _Case:
+        spec = blueprint.spec
+        packing = (spec.placement.strategy or self._strategy) == "binpack"
+        needs = rules.needs_of(blueprint.demand, self._cluster)
+        for dimension, _ in needs:
+            self._cluster.free_of(dimension)
+        key = (
+            needs, packing, spec.image is None, spec.command is None,
+            tuple(constraint.text for constraint in blueprint.constraints), tuple(spec.placement.max_per),
+        )  # fmt: skip
+        kind = self._kinds.get(key)
+        if kind is None:
+            allowed = rules.allowed(self._cluster, blueprint)
+            wanted = self._wanted_labels() if packing else ()
+            kind = self._kinds[key] = Kind(self._cluster, needs, allowed, packing=packing, wanted=wanted)
+        return _Case(kind, needs, kind.allowed)
+
+    def _wanted_labels(self) -> Sequence[Mask]:
+        """The nodes that will do, for each set of constraints among the requests: what binpack keeps for them."""
+        if self._wanted is None:
+            constrained = {tuple(one.text for one in request.blueprint.constraints): request.blueprint
+                           for request in self._requests if request.blueprint.constraints}  # fmt: skip
+            masks: dict[bytes, Mask] = {}
+            for blueprint in constrained.values():
+                mask = np.ones(self._cluster.size, bool)
+                for constraint in blueprint.constraints:
+                    mask &= rules.holds(self._cluster, constraint)
+                masks[mask.tobytes()] = mask
+            self._wanted = list(masks.values())
+        return self._wanted
 
 
-def _bars(request: Request, node: Node) -> str:
-    if node.barred:
-        return node.barred
-    if refusal := request.blueprint.refuses(node.attributes.get("runtime", "")):
-        return refusal
-    for constraint in request.blueprint.constraints:
-        if not constraint.allows(node.attributes):
-            return constraint.why_not(node.attributes)
-    return ""
+def _title(replica: Request | Holding) -> str:
+    """`db-1`: the service and the slot."""
+    return replica.service if replica.slot is None else f"{replica.service}-{replica.slot}"
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a request, as a sentence."""
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"it cannot be placed: {what}"[:MAX_FAULT]

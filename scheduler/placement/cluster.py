@@ -1,0 +1,137 @@
+"""The nodes of one batch as arrays: what is free, who is where, which labels they have.
+
+Nodes stand in the order of their names, so that the first among equals is the one whose name comes first. A dimension
+is anything a replica can use up: CPU, memory, a named count, a static host port (of which every node has one).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+MAX_AMOUNT = 2**48
+"""No node has as much of anything (256 TiB of memory); sums of such amounts stay exact in 64 bits."""
+
+
+def amount_of(value: object) -> int:
+    """What a node that may report nonsense has of something: at least nothing, and never more than is possible."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return 0
+    return int(min(max(value, 0), MAX_AMOUNT))
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label of all nodes: `codes[node]` is the place of its value in `values`, -1 where it has none."""
+
+    values: Sequence[str]
+    codes: Ints
+
+
+class Cluster:
+    """What is free on each node, and how many replicas of each service stay there, while a batch is placed."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        capacity: Mapping[str, Ints],
+        attributes: Sequence[Mapping[str, str]] = (),
+        barred: Sequence[str] = (),
+    ) -> None:
+        self.names = names
+        self.size = len(names)
+        self.position = {name: position for position, name in enumerate(names)}
+        self.attributes = attributes or [{}] * self.size
+        self.barred = barred or [""] * self.size
+        self.capacity = dict(capacity)
+        self.free = {dimension: amounts.copy() for dimension, amounts in capacity.items()}
+        self.resources: set[str] = set()
+        """Named counts: dimensions that only some nodes have, and few ask for."""
+        self._touched: list[Ints] = []
+        self._labels: dict[str, Label] = {}
+        self._replicas: dict[str, list[Ints]] = defaultdict(list)  # service → positions of its staying replicas
+        self._per_unit = {dimension: _per_unit(self.capacity[dimension]) for dimension in ("cpu", "memory")}
+
+    @property
+    def version(self) -> int:
+        """Grows with each change of what is free."""
+        return len(self._touched)
+
+    def touched_since(self, version: int) -> Ints:
+        """The nodes that have changed, some perhaps twice."""
+        log = self._touched[version:]
+        return log[0] if len(log) == 1 else np.concatenate(log)
+
+    def free_of(self, dimension: str) -> Ints:
+        """What is free of a dimension: nothing of a resource that no node has reported."""
+        free = self.free.get(dimension)
+        if free is None:
+            free = self.free[dimension] = np.zeros(self.size, np.int64)
+            self.capacity[dimension] = free.copy()
+        return free
+
+    def open_port(self, dimension: str) -> None:
+        """Makes a host port a dimension: every node has one of it."""
+        if dimension not in self.free:
+            self.capacity[dimension] = np.ones(self.size, np.int64)
+            self.free[dimension] = np.ones(self.size, np.int64)
+
+    def left_share(self, dimension: str, left: Ints, nodes: Ints | slice) -> Floats:
+        """An amount that is left on these nodes, as a share of what they have; nothing where they have nothing."""
+        share: Floats = left * self._per_unit[dimension][nodes]
+        return share
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────
+
+    def take(self, needs: Sequence[tuple[str, int]], nodes: Ints, counts: Ints | int = 1) -> None:
+        """Uses up room for so many replicas on each of these nodes, which are all different; below zero: gives back."""
+        for dimension, amount in needs:
+            self.free[dimension][nodes] -= counts * amount
+        self._touched.append(nodes)
+
+    def settle(self, service: str, nodes: Ints) -> None:
+        """Replicas of the service stay on these nodes, one for each mention."""
+        self._replicas[service].append(nodes)
+
+    def unsettle(self, service: str, node: int) -> None:
+        """One replica of the service leaves the node."""
+        placed = np.concatenate(self._replicas[service])
+        self._replicas[service] = [np.delete(placed, np.flatnonzero(placed == node)[:1])]
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────
+
+    def own(self, service: str) -> Ints | None:
+        """How many replicas of a service stay on each node; None if it has none at all."""
+        placed = self._replicas.get(service)
+        if not placed:
+            return None
+        return np.bincount(np.concatenate(placed), minlength=self.size)
+
+    def label(self, name: str) -> Label:
+        """The values of one label, over all nodes."""
+        known = self._labels.get(name)
+        if known is None:
+            codes: dict[str, int] = {}
+            found = [codes.setdefault(value, len(codes)) if (value := attributes.get(name)) is not None else -1
+                     for attributes in self.attributes]  # fmt: skip
+            known = self._labels[name] = Label(list(codes), np.array(found, np.int64))
+        return known
+
+    def set_label(self, name: str, values: Sequence[str], codes: Ints) -> None:
+        """A label given as codes: benchmarks have no attributes."""
+        self._labels[name] = Label(values, codes)
+
+
+def _per_unit(capacity: Ints) -> Floats:
+    """What share of a node one unit is; nothing where it has none."""
+    per_unit = np.zeros(capacity.size)
+    np.divide(1.0, capacity, out=per_unit, where=capacity > 0)
+    return per_unit

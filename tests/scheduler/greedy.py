@@ -1,0 +1,147 @@
+"""Placement as it is told, one replica at a time, in plain Python: what the engine must equal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from mesh.scheduler.placement import Node, Request
+
+WHOLE = 2**28 - 1
+
+
+def greedy(requests: Sequence[Request], nodes: Sequence[Node], strategy: str) -> list[str | None]:
+    """The node of each request, or None; nothing is evicted."""
+    world = _World(nodes, requests)
+    answers: dict[int, str | None] = {}
+    for at in sorted(range(len(requests)), key=lambda at: -requests[at].blueprint.spec.placement.priority):
+        request = requests[at]
+        fit = [node for node in sorted(nodes, key=lambda node: node.name) if world.allows(request, node)]
+        best = min(fit, key=lambda node: world.rank(request, node, fit_labels(request, nodes), strategy), default=None)
+        answers[at] = best.name if best else None
+        if best:
+            world.take(request, best)
+    return [answers[at] for at in range(len(requests))]
+
+
+def fit_labels(request: Request, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that no fixed rule excludes."""
+    return [
+        node
+        for node in nodes
+        if not node.barred
+        and not request.blueprint.refuses(node.attributes.get("runtime", ""))
+        and all(constraint.allows(node.attributes) for constraint in request.blueprint.constraints)
+        and all(label in node.attributes for label in request.blueprint.spec.placement.max_per)
+    ]
+
+
+class _World:
+    def __init__(self, nodes: Sequence[Node], requests: Sequence[Request]) -> None:
+        self.nodes = nodes
+        self.used = {node.name: Counter[str]() for node in nodes}
+        self.ports = {node.name: set[tuple[int, str]]() for node in nodes}
+        self.own: Counter[tuple[str, str]] = Counter()
+        for node in nodes:
+            for holding in node.holdings:
+                self.used[node.name].update(
+                    {"cpu": holding.demand.cpu, "memory": holding.demand.memory, **holding.demand.resources}
+                )
+                self.ports[node.name] |= holding.demand.ports
+                self.own[holding.service, node.name] += holding.stays
+        self.wanted: list[set[str]] = []
+        for request in requests:
+            texts = request.blueprint.constraints
+            names = {node.name for node in nodes if all(one.allows(node.attributes) for one in texts)}
+            if texts and names not in self.wanted:
+                self.wanted.append(names)
+
+    def take(self, request: Request, node: Node) -> None:
+        demand = request.blueprint.demand
+        self.used[node.name].update({"cpu": demand.cpu, "memory": demand.memory, **demand.resources})
+        self.ports[node.name] |= demand.ports
+        self.own[request.service, node.name] += 1
+
+    def free(self, node: Node, what: str) -> int:
+        has = {"cpu": node.capacity.cpu, "memory": node.capacity.memory, **node.capacity.resources}
+        return has.get(what, 0) - self.used[node.name][what]
+
+    def allows(self, request: Request, node: Node) -> bool:
+        demand, placement = request.blueprint.demand, request.blueprint.spec.placement
+        needs = {"cpu": demand.cpu, "memory": demand.memory, **demand.resources}
+        most = placement.max_per_node
+        return (
+            request.only in (None, node.name)
+            and node in fit_labels(request, [node])
+            and all(amount <= self.free(node, what) for what, amount in needs.items() if amount)
+            and not demand.ports & self.ports[node.name]
+            and (most is None or self.own[request.service, node.name] < most)
+            and all(self.count(request, {label: node}) < limit for label, limit in placement.max_per.items())
+        )
+
+    def count(self, request: Request, like: dict[str, Node]) -> int:
+        """Replicas of the service on nodes with the same values of these labels."""
+        return sum(
+            self.own[request.service, node.name]
+            for node in self.nodes
+            if all(node.attributes.get(label) == other.attributes.get(label) for label, other in like.items())
+        )
+
+    def rank(self, request: Request, node: Node, eligible: Sequence[Node], strategy: str) -> tuple[float | str, ...]:
+        placement = request.blueprint.spec.placement
+        packing = (placement.strategy or strategy) == "binpack"
+        own = self.own[request.service, node.name]
+        load = self.load(request, node, packing=packing)
+        wishes = (self.spared(request, node), WHOLE - load, own) if packing else (own, load)
+        levels = self.levels(request, node, eligible)
+        return (node.name in request.avoid, *levels, -self.pull(request, node), *wishes, node.name)
+
+    def levels(self, request: Request, node: Node, eligible: Sequence[Node]) -> list[float]:
+        levels = []
+        like: dict[str, Node] = {}
+        for spread in request.blueprint.spec.placement.spread:
+            outer = dict(like)
+            like[spread.label] = node
+            filled = self.count(request, like) + 0.5
+            value = node.attributes.get(spread.label)
+            unnamed = {
+                other.attributes[spread.label]
+                for other in eligible
+                if all(other.attributes.get(label) == node.attributes.get(label) for label in outer)
+                and other.attributes.get(spread.label, "") not in ("", *spread.targets)
+            }
+            rest = max(0.0, 1.0 - sum(spread.targets.values())) / max(len(unnamed), 1)
+            share = spread.targets.get(value, rest) if spread.targets and value is not None else 1.0
+            level = filled / share if share > 0 else filled + 1e12
+            levels.append(level + (1e15 if value is None else 0))
+        return levels
+
+    def pull(self, request: Request, node: Node) -> int:
+        total = 0
+        for towards, weight in request.blueprint.affinities:
+            there = self.own[towards, node.name] if isinstance(towards, str) else towards.allows(node.attributes)
+            total += weight if there else 0
+        return total
+
+    def load(self, request: Request, node: Node, *, packing: bool) -> int:
+        demand = request.blueprint.demand
+        cpu, memory = (
+            (self.free(node, what) - amount) * (1.0 / has) if has else 0.0
+            for what, amount, has in (
+                ("cpu", demand.cpu, node.capacity.cpu),
+                ("memory", demand.memory, node.capacity.memory),
+            )
+        )
+        load = 1.0 - (cpu + memory) * 0.5 if packing else 1.0 - min(cpu, memory)
+        return math.floor(min(max(load, 0.0), 1.0) * WHOLE)
+
+    def spared(self, request: Request, node: Node) -> int:
+        names = {name for other in self.nodes for name in other.capacity.resources}
+        spared = 32 * sum(self.free(node, name) > 0 for name in names - request.blueprint.demand.resources.keys())
+        eligible = {one.name for one in fit_labels(request, self.nodes)}
+        for names in self.wanted:
+            share = len(names) / len(self.nodes)
+            if share <= 0.5 and node.name in names and not eligible <= names:
+                spared += int(8 * (1 - share))
+        return min(spared, 255)
