@@ -130,7 +130,7 @@ class Backend:
         whole: Backend | None = None,
         without: frozenset[str] = frozenset(),
     ) -> None:
-        """A subset has the `tag`, if one is named, and none of the tags in `without`; `whole`: what it is a subset of."""
+        """A subset of `whole` has the `tag`, if one is named, and none of the tags in `without`."""
         self.service = service
         self.port = port
         self.tag = tag

@@ -49,30 +49,32 @@ class Breaker(Part):
     """When an endpoint that fails is left alone."""
 
     consecutive: Positive = 5
-    """Failures in a row that eject a replica."""
+    """Failures in a row that eject a replica (also a 5xx, but 501 and 505)."""
     success_ratio: Ratio = 0.8
-    """A lower share of successes within `window` ejects it too."""
+    """A lower share of successes within `window` ejects it too; 0: never."""
     window: Duration = 10.0
     """Over which the ratio is taken."""
     open: Duration = 1.0
-    """First time of ejection; doubles with each."""
+    """First time of ejection, after which one request tries it; doubles with each."""
     max_open: Duration = 60.0
     """Where it stops doubling."""
     max_ejected: Share = 0.5
-    """Most of the replicas that may be ejected at once."""
+    """Most of the replicas that may be ejected at once (always one of two); 0%: none."""
 
 
 class TrafficLimits(Part):
-    """What one proxy lets through to the service."""
+    """What one proxy worker lets through to each port of the service."""
 
     in_flight: Positive = 1024
     """Most requests under way at once."""
     queue: Count = 1024
-    """Most requests that wait."""
+    """Most requests that wait for one of them to end; further ones get a 503."""
     queue_timeout: Duration = 5.0
-    """How long one may wait."""
+    """How long one may wait before it gets a 503."""
     rate: Number = 0.0
-    """Requests per second; 0 is unlimited."""
+    """Requests per second, and at once; more get a 429. 0: unlimited."""
+    connections: Count = 0
+    """Most connections of clients; further ones are reset. 0: as many as the worker holds (50,000)."""
 
 
 class Traffic(Part):
@@ -83,12 +85,16 @@ class Traffic(Part):
         one_sentence("least-request, round-robin, ewma or {hash: client, header:NAME or cookie:NAME}"),
     ] = "least-request"
     """How a replica is chosen."""
+    prefer: Literal["any", "node"] = "any"
+    """`node`: replicas on the client's node come first, as long as one of them is fit."""
+    slow_start: Duration = 0.0
+    """How long a new replica's share grows from a tenth to the whole."""
     timeout: Duration = 15.0
-    """For a whole request, with its retries."""
+    """From a whole request to the head of its response, with all tries; what streams is bound by `idle_timeout`."""
     connect_timeout: Duration = 1.0
     """For connecting to a replica."""
     idle_timeout: Duration = 300.0
-    """A connection without traffic for so long is closed."""
+    """A body, tunnel or connection on which nothing moves for so long is closed."""
     retries: Retries = Retries()
     """When a request is tried again."""
     breaker: Breaker = Breaker()
