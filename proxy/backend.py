@@ -138,11 +138,11 @@ class Backend:
         self.name = f"{service}.{port}"
         self.host = service.encode()  # stands in for a Host that a client did not send
         self._whole = whole or self
-        self.policy = whole.policy if whole else Policy()
+        self.policy: Policy = whole.policy if whole else Policy()
         self.problems: list[str] = []
-        self.stats = whole.stats if whole else Stats()
-        self.budget = whole.budget if whole else RetryBudget(self.policy.retry_budget)
-        self.gate = whole.gate if whole else Gate(self.policy.limits.in_flight, self.policy.limits.queue)
+        self.stats: Stats = whole.stats if whole else Stats()
+        self.budget: RetryBudget = whole.budget if whole else RetryBudget(self.policy.retry_budget)
+        self.gate: Gate = whole.gate if whole else Gate(self.policy.limits.in_flight, self.policy.limits.queue)
         self.bucket: TokenBucket | None = None
         self.balancer = Balancer(self.policy.balance)
         self.gone = False  # the service left the Table

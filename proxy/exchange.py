@@ -17,6 +17,7 @@ from mesh.proxy.http1 import Request, Response
 from mesh.proxy.policy import Policy
 from mesh.proxy.retry import IDEMPOTENT, may_retry
 from mesh.proxy.ring import hash_key
+from mesh.proxy.stats import RouteStats
 from mesh.proxy.timers import NEVER
 from mesh.proxy.upstream import UpstreamConnection
 
@@ -48,15 +49,23 @@ class Exchange:
         "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_inside",
         "_keep_alive", "_queued", "_replay", "_replay_size", "_streaming", "_tried", "_upstream", "_upstream_eof",
         "answered", "backend", "bytes_in", "bytes_out", "client", "done", "endpoint", "policy", "reason", "request",
-        "sent", "started", "status", "tries", "tunnel",
+        "route", "sent", "started", "status", "tries", "tunnel",
     )  # fmt: skip
 
-    def __init__(self, client: ClientConnection, request: Request, backend: Backend, policy: Policy) -> None:
-        """`policy`: the backend's, or what a route's rule makes of it."""
+    def __init__(
+        self,
+        client: ClientConnection,
+        request: Request,
+        backend: Backend,
+        policy: Policy,
+        route: RouteStats | None = None,
+    ) -> None:
+        """`policy`: the backend's, or what the rule of `route` makes of it."""
         self.client = client
         self.request = request
         self.backend = backend
         self.policy = policy
+        self.route = route
         self.done = False
         self.tunnel = False
         self.started = now = time.monotonic()
@@ -91,6 +100,8 @@ class Exchange:
         backend = self.backend
         now = self.started
         backend.stats.begin(now)
+        if self.route is not None:
+            self.route.in_flight += 1
         if backend.bucket is not None and (wait := backend.bucket.take(now)):
             backend.stats.rate_limited += 1
             self._failure = "more requests than its rate limit allows"
@@ -525,7 +536,11 @@ class Exchange:
         if self.done:
             return
         self.done = True
-        self.backend.stats.end(self.started, now or time.monotonic(), status)
+        now = now or time.monotonic()
+        self.backend.stats.end(self.started, now, status)
+        if self.route is not None:
+            self.route.in_flight -= 1
+            self.route.answered(status, now - self.started)
         self._leave_gate()
         log = self.client.context.access_log
         if log is not None:

@@ -139,6 +139,10 @@ class RequestFields:
         """Whether a field of this name (lower case) has just this value."""
         return any(value == found and name == spelled.lower() for spelled, found in self.fields)
 
+    def first(self, name: bytes) -> bytes:
+        """The value of the first field of this name (lower case); empty if there is none."""
+        return next((value for spelled, value in self.fields if name == spelled.lower()), b"")
+
 
 class Request:
     """A request head that passed."""

@@ -8,13 +8,12 @@ import struct
 from typing import Protocol, cast
 
 from mesh.proxy import headers
-from mesh.proxy.backend import Backend
 from mesh.proxy.body import Malformed
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.headers import Origin
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
-from mesh.proxy.policy import Policy
+from mesh.proxy.site import Answer, Destination
 from mesh.proxy.stats import Stats
 from mesh.proxy.timers import NEVER, Timed
 
@@ -39,8 +38,8 @@ class Site(Protocol):
     def idle_timeout(self) -> float:
         """Seconds that a connection may wait for its next request."""
 
-    def destination(self, request: Request) -> tuple[Backend, Policy]:
-        """Where it goes and how it is treated. Raises Refused if there is no such place."""
+    def destination(self, request: Request, origin: Origin) -> Destination:
+        """Where it goes and how it is treated. Raises Answer where it goes nowhere."""
 
 
 class ClientConnection(asyncio.Protocol, Timed):
@@ -168,8 +167,13 @@ class ClientConnection(asyncio.Protocol, Timed):
         end += len(HEAD_END)
         self._buffer = data[end:]
         request = parse_request(data[:end])
-        self._exchange = exchange = Exchange(self, request, *self._site.destination(request))
-        exchange.start()
+        try:
+            backend, policy, route = self._site.destination(request, self.origin)
+        except Answer as answer:
+            self._answer(request, answer)
+        else:
+            self._exchange = exchange = Exchange(self, request, backend, policy, route)
+            exchange.start()
         return True
 
     def _wait_for_head(self, data: bytes) -> None:
@@ -233,6 +237,18 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.transport.abort()
 
     # ── ending
+
+    def _answer(self, request: Request, answer: Answer) -> None:
+        """Answers in place of a service; the next request may follow, if nothing of this one does."""
+        keep_alive = request.keep_alive and not request.fields.has_body and not self.context.closing
+        self.write(headers.error_response(
+            answer.status, str(answer), fields=answer.fields, head_only=request.method == b"HEAD",
+            keep_alive=keep_alive and request.version == 1,
+        ))  # fmt: skip
+        if not keep_alive or request.version == 0:
+            self._linger()
+        else:
+            self._wait_for_next()
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answers what cannot be served, and closes: what follows it cannot be told from a request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from mesh.aio import Tasks
@@ -13,13 +13,11 @@ from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
-from mesh.proxy.http1 import Refused, Request
 from mesh.proxy.l4 import serve_tcp
 from mesh.proxy.l7 import ClientConnection
 from mesh.proxy.listener import Listeners, Open, Wanted, serve_protocol, serve_sockets
-from mesh.proxy.policy import Policy
-from mesh.proxy.route import Router
-from mesh.proxy.stats import Stats, families
+from mesh.proxy.site import RouteSite, ServiceSite, Subset
+from mesh.proxy.stats import RouteStats, families
 from mesh.proxy.udp import serve_datagrams
 from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService
 
@@ -30,41 +28,6 @@ CLOSE_SECONDS = 5.0
 
 
 MAX_OPEN_FILES = 2**20
-
-
-class ServiceSite:
-    """A service port's own listener: every request goes to that service."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.stats = backend.stats
-
-    @property
-    def idle_timeout(self) -> float:
-        return self._backend.policy.idle_timeout
-
-    def destination(self, request: Request) -> tuple[Backend, Policy]:
-        return self._backend, self._backend.policy
-
-
-class RouteSite:
-    """The listener of one or more routes; its rules may change while connections are open."""
-
-    def __init__(self, backend_of: Callable[[str, str, str | None], Backend | None]) -> None:
-        self._backend_of = backend_of
-        self.router = Router(())
-        self.stats = Stats()
-        self.idle_timeout = Policy().idle_timeout
-
-    def destination(self, request: Request) -> tuple[Backend, Policy]:
-        """Raises Refused: 404 where no rule matches, 503 where its service is not there."""
-        target = self.router.target(request)
-        if target is None:
-            raise Refused(404, "no route for this host and path")
-        backend = self._backend_of(target.service, target.port, target.tag)
-        if backend is None:
-            raise Refused(503, f"{target.service}.{target.port}: no such service and port")
-        return backend, backend.policy
 
 
 class ProxyServer:
@@ -80,7 +43,7 @@ class ProxyServer:
         self._listeners = Listeners()
         self._lock = asyncio.Lock()
         self._backends: dict[tuple[str, str], Backend] = {}
-        self._tagged: dict[tuple[str, str, str], Backend] = {}
+        self._subsets: dict[Subset, Backend] = {}
         self._sites: dict[str, RouteSite] = {}  # by address
         self._tasks = Tasks()
 
@@ -94,8 +57,10 @@ class ProxyServer:
         known = {service for service, _ in self._backends}
         for name in table.services.keys() | known if delta is None else delta.services:
             self._update_service(name, table.services.get(name))
+        if delta is None or delta.routes:
+            self._update_routes(table.routes)
         if delta is None or delta.routes or delta.services:
-            self._update_routes(table)
+            self._update_subsets(table)
         if not self._context.closing:
             async with self._lock:
                 await self._listeners.update(self._wanted(table))
@@ -115,27 +80,30 @@ class ProxyServer:
         for key in [key for key in self._backends if key[0] == name and key[1] not in ports]:
             self._backends.pop(key).update(None)
 
-    def _update_routes(self, table: Table) -> None:
-        targets = {(target.service, target.port, target.tag)
-                   for route in table.routes.values() for rule in route.rules for target in rule.to}  # fmt: skip
-        old, self._tagged = self._tagged, {}
-        for service, port, tag in targets:
-            if tag is not None and (whole := self._backends.get((service, port))) is not None:
-                key = (service, port, tag)
-                kept = old.pop(key, None)
-                self._tagged[key] = kept or Backend(service, port, tag, whole)
-                self._tagged[key].update(table.services[service], self.node)
+    def _update_routes(self, routes: Mapping[str, TableRoute]) -> None:
+        by_address = _routes_by_address(routes)
+        self._sites = {address: self._sites.get(address) or RouteSite() for address in by_address}
+        for address, those in by_address.items():
+            self._sites[address].update(those)
+
+    def _update_subsets(self, table: Table) -> None:
+        """Those endpoints of services that rules tell apart by tag, and the way of each rule to its services."""
+        old, self._subsets = self._subsets, {}
+        for subset in {subset for site in self._sites.values() for subset in site.subsets}:
+            whole = self._backends.get((subset.service, subset.port))
+            if whole is not None and (subset.tag is not None or subset.without):
+                backend = old.pop(subset, None) or Backend(
+                    subset.service, subset.port, subset.tag, whole, subset.without
+                )
+                self._subsets[subset] = backend
+                backend.update(table.services[subset.service], self.node)
         for backend in old.values():
             backend.update(None)
-        by_address = _routes_by_address(table.routes)
-        self._sites = {address: self._sites.get(address) or RouteSite(self._backend_of) for address in by_address}
-        for address, routes in by_address.items():
-            self._sites[address].router = Router([rule for _, route in routes for rule in route.rules])
+        for site in self._sites.values():
+            site.follow(self._backend_of)
 
-    def _backend_of(self, service: str, port: str, tag: str | None) -> Backend | None:
-        if tag is None:
-            return self._backends.get((service, port))
-        return self._tagged.get((service, port, tag))
+    def _backend_of(self, subset: Subset) -> Backend | None:
+        return self._subsets.get(subset) or self._backends.get((subset.service, subset.port))
 
     def _wanted(self, table: Table) -> dict[str, Wanted]:
         """What to listen on. Nothing for services that have neither a VIP nor a `listen`."""
@@ -146,7 +114,7 @@ class ProxyServer:
                     backend = self._backends[name, port_name]
                     wanted[backend.name] = Wanted(address, port.protocol, self._serve(backend, port))
         for address, routes in _routes_by_address(table.routes).items():
-            names = ", ".join(f"route {name}" for name, _ in routes)
+            names = ", ".join(f"route {name}" for name in routes)
             serve = serve_protocol(partial(ClientConnection, self._sites[address], self._context))
             wanted[names] = Wanted(address, "http", serve)
         return wanted
@@ -167,11 +135,15 @@ class ProxyServer:
     def problems(self) -> list[str]:
         settings = [f"{backend.name}: traffic.{problem}"
                     for backend in self._backends.values() for problem in backend.problems]  # fmt: skip
-        return self._listeners.problems() + settings
+        routes = [problem for site in self._sites.values() for problem in site.problems()]
+        return self._listeners.problems() + settings + routes
+
+    def _route_stats(self) -> dict[str, RouteStats]:
+        return {name: stats for site in self._sites.values() for name, stats in site.routes.items()}
 
     def metrics(self) -> list[Family]:
         counted = {key: backend.stats for key, backend in self._backends.items()}
-        return families(counted, {}, {address: site.stats for address, site in self._sites.items()})
+        return families(counted, self._route_stats(), {address: site.stats for address, site in self._sites.items()})
 
     def loads(self) -> list[PortLoad]:
         """What came since the last call."""
@@ -196,7 +168,7 @@ class ProxyServer:
             client.transport.abort()
         for session in list(context.sessions):
             session.end(reset=True)
-        for backend in [*self._backends.values(), *self._tagged.values()]:
+        for backend in [*self._backends.values(), *self._subsets.values()]:
             backend.close()
         await context.tasks.close()
         context.wheel.close()
@@ -210,9 +182,9 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _routes_by_address(routes: Mapping[str, TableRoute]) -> dict[str, list[tuple[str, TableRoute]]]:
+def _routes_by_address(routes: Mapping[str, TableRoute]) -> dict[str, dict[str, TableRoute]]:
     """Routes that share a listener are one set of rules."""
-    by_address: dict[str, list[tuple[str, TableRoute]]] = {}
-    for name, route in routes.items():
-        by_address.setdefault(route.listen, []).append((name, route))
+    by_address: dict[str, dict[str, TableRoute]] = {}
+    for name, route in sorted(routes.items()):
+        by_address.setdefault(route.listen, {})[name] = route
     return by_address

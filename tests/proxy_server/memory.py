@@ -11,7 +11,7 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.l7 import ClientConnection
-from mesh.proxy.server import ServiceSite
+from mesh.proxy.site import ServiceSite
 from mesh.proxy.upstream import UpstreamConnection
 from mesh.table import Endpoint, TablePort, TableService
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.proxy.breaker import BreakerPolicy
-from mesh.proxy.http1 import parse_request
 from mesh.proxy.policy import Limits, Policy, parse_policy
 from mesh.proxy.retry import FLOOR, WINDOW, RetryBudget, may_retry
-from mesh.proxy.route import Router
 from mesh.proxy.timers import NEVER, TICK, Timed, Wheel
 from mesh.spec.traffic import Traffic
-from mesh.table import Rule, TableRoute, Target
-from tests.proxy_server.wire import Mesh, answering, free_port
 
 # ── retries
 
@@ -91,87 +86,6 @@ NAMES = ["balance", "prefer", "slow_start", "timeout", "idle_timeout", "retries"
 def test_no_setting_stops_the_worker(traffic: dict[str, object]) -> None:
     policy, _ = parse_policy(traffic)
     assert policy.timeout >= 0
-
-
-# ── routes
-
-
-def _route(rules: list[Rule], host: str, target: str, *fields: str) -> str | None:
-    head = "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *fields, "", ""])
-    found = Router(rules).target(parse_request(head.encode()))
-    return found.service if found else None
-
-
-def _rule(service: str, host: str = "", path: str = "/", **headers: str) -> Rule:
-    return Rule(host=host, path=path, headers=headers, to=[Target(service=service, port="http")])
-
-
-RULES = [
-    _rule("fallback"),
-    _rule("wild", "*.example.com"),
-    _rule("deep", "*.b.example.com"),
-    _rule("shop", "shop.example.com"),
-    _rule("api", "shop.example.com", "/api"),
-    _rule("api-2", "shop.example.com", "/api/v2/"),
-    _rule("beta", "shop.example.com", "/api", **{"X-Beta": "1"}),
-]
-
-
-@pytest.mark.parametrize(
-    ("host", "target", "fields", "service"),
-    [
-        ("shop.example.com", "/", [], "shop"),
-        ("SHOP.example.com:8080", "/apis", [], "shop"),
-        ("shop.example.com", "/api", [], "api"),
-        ("shop.example.com", "/api?x=/api/v2", [], "api"),
-        ("shop.example.com", "/api/v2", [], "api-2"),
-        ("shop.example.com", "/api/v2/x", [], "api-2"),
-        ("shop.example.com", "/api/x", ["x-beta: 1"], "beta"),
-        ("shop.example.com", "/api/x", ["x-beta: 2"], "api"),
-        ("a.example.com", "/", [], "wild"),
-        ("a.b.example.com", "/", [], "deep"),
-        ("example.com", "/", [], "fallback"),
-        ("[::1]:80", "/", [], "fallback"),
-    ],
-)
-def test_the_most_specific_rule_wins(host: str, target: str, fields: list[str], service: str) -> None:
-    assert _route(RULES, host, target, *fields) == service
-    assert _route(RULES[::-1], host, target, *fields) == service
-    assert _route(RULES[1:], "other.org", target) is None
-
-
-def test_weights_between_targets_are_exact() -> None:
-    targets = [Target(service="old", port="http", weight=90), Target(service="new", port="http", weight=10),
-               Target(service="off", port="http", weight=0)]  # fmt: skip
-    router = Router([Rule(to=targets)])
-    request = parse_request(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
-    for _ in range(3):
-        picked = Counter(target.service for _ in range(1000) if (target := router.target(request)))
-        assert picked == {"old": 900, "new": 100}
-
-
-async def test_a_route_listens_and_splits_by_tag(mesh: Mesh) -> None:
-    upstream = await mesh.add("web-1", answering(b"1"))
-    port = free_port()
-    to = [Target(service="web", port="http", tag="v2")]
-    mesh.routes = {"shop": TableRoute(listen=f"127.0.0.1:{port}", rules=[
-        Rule(host="shop", path="/", to=[Target(service="web", port="http")]),
-        Rule(host="shop", path="/canary", to=to),
-        Rule(host="shop", path="/gone", to=[Target(service="none", port="http")]),
-    ])}  # fmt: skip
-    await mesh.update()
-
-    async def ask(path: str, host: str = "shop") -> tuple[str, bytes]:
-        client = await mesh.dial(port)
-        await client.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        head, body = await client.answer()
-        return head.start.split()[1], body
-
-    assert await ask("/") == ("200", b"1")
-    assert await ask("/", "other") == ("404", b"no route for this host and path\n")
-    assert await ask("/gone") == ("503", b"none.http: no such service and port\n")
-    assert await ask("/canary") == ("503", b"web.http: no endpoint with tag v2 is up, 1 wanted\n")
-    assert upstream.accepted == 1
 
 
 # ── the timer wheel
