@@ -136,9 +136,9 @@ class Balancer:
 
 
 def expected(candidate: Candidate, now: float) -> float:
-    """Seconds until it would answer one more: what it takes, times those before it, by its weight."""
+    """Seconds until it would answer one more: what it takes, for that and for those before it, by its weight."""
     ewma = candidate.ewma * exp((candidate.ewma_at - now) / DECAY) if candidate.ewma_at else FIRST_GUESS
-    return ewma * (candidate.in_flight + 1) / candidate.weight
+    return ewma * (100 * candidate.in_flight / candidate.weight + 1)
 
 
 def observe(candidate: Candidate, seconds: float, now: float) -> None:
