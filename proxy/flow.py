@@ -28,7 +28,7 @@ class Session(Protocol):
         """Bytes have come."""
 
     def ended(self, flow: Flow) -> None:
-        """The source has ended, all that it sent went on, and so did its end."""
+        """The source has ended, and all that it sent went on."""
 
     def broken(self, flow: Flow) -> None:
         """The source was reset."""
@@ -40,13 +40,13 @@ class Session(Protocol):
 class Flow:
     """From `source` to `sink`, which must both be non-blocking and stay open until `stop`."""
 
-    __slots__ = ("_bulk", "_held", "_loop", "_pipe", "_pipes", "_session", "_sink", "_source", "_waiting", "done")
+    __slots__ = ("_bulk", "_held", "_loop", "_pipe", "_pipes", "_session", "_source", "_waiting", "done", "sink")
 
     def __init__(self, session: Session, source: socket.socket, sink: socket.socket, pipes: Pipes) -> None:
         self.done = False
         self._session = session
         self._source = source
-        self._sink = sink
+        self.sink = sink
         self._pipes = pipes
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None  # with bytes for the sink
@@ -67,7 +67,7 @@ class Flow:
             return
         self.done = True
         if self._waiting:
-            self._loop.remove_writer(self._sink)
+            self._loop.remove_writer(self.sink)
         else:
             self._loop.remove_reader(self._source)
         self._give_pipe_back()
@@ -91,7 +91,8 @@ class Flow:
             self.stop()
             self._session.broken(self)
         else:
-            self._pass_end_on()
+            self.stop()
+            self._session.ended(self)
 
     def _receive(self) -> int:
         try:
@@ -116,10 +117,10 @@ class Flow:
         """To the sink, what it takes of what is held."""
         try:
             if self._pipe is not None:
-                self._pipe.empty(self._sink.fileno())
+                self._pipe.empty(self.sink.fileno())
                 self._give_pipe_back()
             else:
-                sent = self._sink.send(self._held)
+                sent = self.sink.send(self._held)
                 self._held = bytes(self._held[sent:]) if sent < len(self._held) else b""
         except BlockingIOError:
             self._held = bytes(self._held)
@@ -136,19 +137,10 @@ class Flow:
         self._waiting = waiting
         if waiting:
             self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._sink, self._write)
+            self._loop.add_writer(self.sink, self._write)
         else:
-            self._loop.remove_writer(self._sink)
+            self._loop.remove_writer(self.sink)
             self._loop.add_reader(self._source, self._read)
-
-    def _pass_end_on(self) -> None:
-        self.stop()
-        try:
-            self._sink.shutdown(socket.SHUT_WR)
-        except OSError:  # it has broken meanwhile
-            self._session.unwanted(self)
-        else:
-            self._session.ended(self)
 
     def _give_pipe_back(self) -> None:
         if self._pipe is not None:

@@ -162,9 +162,13 @@ class TcpSession(Timed):
         self.deadline = self._context.wheel.now + self._backend.policy.idle_timeout
 
     def ended(self, flow: Flow) -> None:
-        other = self._other(flow)
-        if other.done:
+        if self._other(flow).done:
             self.end(reset=False)
+            return
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:  # it was reset meanwhile: its own flow tells
+            pass
 
     def broken(self, flow: Flow) -> None:
         self.end(reset=True)

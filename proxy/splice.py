@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 
-PIPE_BYTES = 256 * 1024
+PIPE_BYTES = 512 * 1024
 """What a pipe holds, and so what is under way to a receiver that does not keep up."""
-MAX_PIPES = 256
+MAX_PIPES = 128
 """Per worker: with more receivers that do not keep up, the further ones are served by copying."""
 KEPT_PIPES = 16
 """Empty pipes kept for the next turn."""
