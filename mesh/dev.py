@@ -162,6 +162,8 @@ def _agent_settings(settings: DevSettings, store: StoreSettings, before: DevInfo
         admin_listen=settings.admin_listen or _free(before.admin if before else "", "127.0.0.1", 7070),
         vips=settings.vips,
         upstreams=settings.upstreams,
+        access_log=settings.access_log,
+        access_log_sample=settings.access_log_sample,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mesh.aio import Tasks
+from mesh.proxy.access_log import AccessLog
 from mesh.proxy.backend import Upstream
 from mesh.proxy.splice import Pipes
 from mesh.proxy.timers import Wheel
@@ -33,7 +34,7 @@ as its client sends, it would fail that request; busy clients do not pause for t
 class Context:
     """One per proxy."""
 
-    def __init__(self, trust: Sequence[str] = ()) -> None:
+    def __init__(self, trust: Sequence[str] = (), access_log: AccessLog | None = None) -> None:
         self.wheel = Wheel()
         self.tasks = Tasks()
         self.pipes = Pipes()
@@ -42,7 +43,7 @@ class Context:
         self._emptied = asyncio.Event()
         self.closing = False
         self._rest = 0.0
-        self.access_log: Callable[[Exchange], None] | None = None  # called at the end of each
+        self.access_log = access_log
         self._trust = [ipaddress.ip_network(each) for each in trust]
 
     def trusts(self, peer: str) -> bool:

@@ -94,6 +94,11 @@ class Exchange:
         self._framed = True  # the client can tell where the response ends
         self._upstream_eof = False
 
+    @property
+    def head(self) -> bytes:
+        """As it is sent to endpoints."""
+        return self._head
+
     # ── coming in
 
     def start(self) -> None:
@@ -544,6 +549,6 @@ class Exchange:
         self._leave_gate()
         log = self.client.context.access_log
         if log is not None:
-            log(self)
+            log.request(self)
         if tell_client:
             self.client.exchange_done(keep_alive=keep_alive)

@@ -240,6 +240,7 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def _answer(self, request: Request, answer: Answer) -> None:
         """Answers in place of a service; the next request may follow, if nothing of this one does."""
+        self._log_answer(answer.status, request)
         keep_alive = request.keep_alive and not request.fields.has_body and not self.context.closing
         self.write(headers.error_response(
             answer.status, str(answer), fields=answer.fields, head_only=request.method == b"HEAD",
@@ -250,11 +251,18 @@ class ClientConnection(asyncio.Protocol, Timed):
         else:
             self._wait_for_next()
 
+    def _log_answer(self, status: int, request: Request | None = None) -> None:
+        if self.context.access_log is not None:
+            self.context.access_log.answered(self.origin.address, status, request)
+
     def _refuse(self, status: int, reason: str) -> None:
         """Answers what cannot be served, and closes: what follows it cannot be told from a request."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_lost()
+        else:
+            self._site.stats.refused(status)
+            self._log_answer(status)
         self.write(headers.error_response(status, reason, head_only=False, keep_alive=False))
         self._linger()
 

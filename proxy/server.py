@@ -11,6 +11,7 @@ from functools import partial
 from mesh.aio import Tasks
 from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
+from mesh.proxy.access_log import AccessLog
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
 from mesh.proxy.l4 import serve_tcp
@@ -35,11 +36,14 @@ class ProxyServer:
 
     Args:
         trust: networks whose X-Forwarded-… fields are believed and added to (default: nobody's).
+        access_log: where to log requests and sessions (default: nowhere).
     """
 
-    def __init__(self, *, node: str | None = None, trust: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, node: str | None = None, trust: Sequence[str] = (), access_log: AccessLog | None = None
+    ) -> None:
         self.node = node
-        self._context = Context(trust)
+        self._context = Context(trust, access_log)
         self._listeners = Listeners()
         self._lock = asyncio.Lock()
         self._backends: dict[tuple[str, str], Backend] = {}
@@ -136,14 +140,17 @@ class ProxyServer:
         settings = [f"{backend.name}: traffic.{problem}"
                     for backend in self._backends.values() for problem in backend.problems]  # fmt: skip
         routes = [problem for site in self._sites.values() for problem in site.problems()]
-        return self._listeners.problems() + settings + routes
+        log = self._context.access_log
+        return self._listeners.problems() + settings + routes + ([log.problem] if log and log.problem else [])
 
     def _route_stats(self) -> dict[str, RouteStats]:
         return {name: stats for site in self._sites.values() for name, stats in site.routes.items()}
 
     def metrics(self) -> list[Family]:
         counted = {key: backend.stats for key, backend in self._backends.items()}
-        return families(counted, self._route_stats(), {address: site.stats for address, site in self._sites.items()})
+        listeners = {address: site.stats for address, site in self._sites.items()}
+        log = self._context.access_log
+        return families(counted, self._route_stats(), listeners) + (log.families() if log else [])
 
     def loads(self) -> list[PortLoad]:
         """What came since the last call."""
@@ -173,6 +180,8 @@ class ProxyServer:
         await context.tasks.close()
         context.wheel.close()
         context.pipes.close()
+        if context.access_log is not None:
+            await context.access_log.close()
 
 
 def allow_open_files() -> None:

@@ -97,7 +97,7 @@ class RouteSite:
 
     def update(self, routes: Mapping[str, TableRoute]) -> None:
         """Serves these routes, by name. A rule that is as it was keeps its place in the split, and its buckets."""
-        self.routes = {name: self.routes.get(name) or RouteStats() for name in sorted(routes)}
+        self.routes = {name: self.routes.get(name) or RouteStats(name) for name in sorted(routes)}
         old, self._known = self._known, {}
         for name in self.routes:
             for rule in routes[name].rules:
@@ -132,24 +132,24 @@ class RouteSite:
         """Raises Answer: where it is redirected, or why it goes nowhere."""
         path = compared_path(request.target)
         if path is None:
-            self.stats.answered(400, 0.0)
+            self.stats.refused(400)
             raise Answer(400, "a path with . or .. segments")
         meeting = self._router.find(compared_host(request.asked_host), path, request)
         if meeting is None:
-            self.stats.answered(404, 0.0)
+            self.stats.refused(404)
             raise Answer(404, "no route for this host and path")
         stats = self.routes[meeting.route]
         if wait := meeting.wait(request, origin.address, time.monotonic()):
-            stats.answered(429, 0.0)
+            stats.refused(429)
             raise Answer(429, "too many requests", b"Retry-After: %d\r\n" % math.ceil(wait))
         rule = meeting.rule
         if rule.redirect is not None:
             location = meeting.location(rule.redirect, path, request, origin.scheme)
-            stats.answered(rule.redirect.code, 0.0)
+            stats.refused(rule.redirect.code)
             raise Answer(rule.redirect.code, f"see {location.decode('latin-1')}", b"Location: %b\r\n" % location)
         way = meeting.split.next()
         if way.backend is None:
-            stats.answered(503, 0.0)
+            stats.refused(503)
             raise Answer(503, f"{way.subset.service}.{way.subset.port}: no such service and port")
         if rule.rewrite is not None:
             request.target = meeting.moved(rule.rewrite, path, request.target)

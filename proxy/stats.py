@@ -36,15 +36,19 @@ class Answers:
         self.latency[bisect_left(self.bounds, seconds)] += 1
         self.latency_sum += seconds
 
-    @property
-    def count(self) -> int:
-        return sum(self.classes)
+    def refused(self, status: int) -> None:
+        """A request was answered with `status` before it could be served: it counts, its time does not."""
+        self.classes[status // 100] += 1
 
 
 class RouteStats(Answers):
     """What became of the requests of one route."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
 
 class EndpointStats(Answers):

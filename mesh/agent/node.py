@@ -41,7 +41,10 @@ class Node:
         self.runtime = runtime = chosen.runtime
         self.store: Store = ConsulStore(settings.store)
         dns = DnsArguments(listen=settings.dns_listen, upstreams=settings.upstreams, node=settings.node)
-        wanted = [dns] * settings.dns_workers + [ProxyArguments(node=settings.node)] * settings.proxy_workers
+        proxy = ProxyArguments(
+            node=settings.node, access_log=settings.access_log, access_log_sample=settings.access_log_sample
+        )
+        wanted = [dns] * settings.dns_workers + [proxy] * settings.proxy_workers
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
         self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems)
         sources = Sources(

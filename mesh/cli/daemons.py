@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mesh import console
+from mesh import console, units
 from mesh.cli.base import Config, StoreAddress, TokenFile, command
 from mesh.settings import DnsSettings, ProxySettings
 from mesh.settings.sources import SettingsError, Sources, check_listen
@@ -34,6 +34,14 @@ AdminListen = Annotated[
 DnsWorkers = Annotated[int | None, typer.Option("--dns-workers", min=1, max=64, help="DNS processes.")]
 ProxyWorkers = Annotated[int | None, typer.Option("--proxy-workers", min=1, max=64, help="Proxy processes.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes that share the port.")]
+AccessLog = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|-", help="A line of JSON for each request and TCP session; - is standard output."),
+]
+AccessLogSample = Annotated[
+    str | None,
+    typer.Option(metavar="SHARE", help="How much of what went well is logged, as 1%; what failed always is."),
+]
 TableFile = Annotated[Path, typer.Option("--table", help="The Table; read again when it changes.")]
 Admin = Annotated[str | None, typer.Option("--admin", metavar="ADDR:PORT", help="Admin HTTP: /healthz, /metrics, …")]
 
@@ -54,6 +62,8 @@ def dev(
     upstream: Upstreams = None,
     dns_workers: DnsWorkers = None,
     proxy_workers: ProxyWorkers = None,
+    access_log: AccessLog = None,
+    access_log_sample: AccessLogSample = None,
     config: Config = None,
 ) -> None:
     """All of it on this machine: store, scheduler, agent, DNS and proxy. Ctrl-C removes all that it started.
@@ -67,7 +77,7 @@ def dev(
         sources.store(address=store, token_file=token_file) if store else None,
         state=state, store_listen=store_listen, node=node, runtime=runtime, docker_host=docker_host, labels=label,
         vips=vips, dns_listen=dns_listen, admin_listen=admin_listen, upstreams=upstream, dns_workers=dns_workers,
-        proxy_workers=proxy_workers,
+        proxy_workers=proxy_workers, access_log=access_log, access_log_sample=access_log_sample,
     )  # fmt: skip
     raise typer.Exit(run_dev(settings))
 
@@ -91,6 +101,8 @@ def agent(
     upstream: Upstreams = None,
     dns_workers: DnsWorkers = None,
     proxy_workers: ProxyWorkers = None,
+    access_log: AccessLog = None,
+    access_log_sample: AccessLogSample = None,
     config: Config = None,
 ) -> None:
     """This host's agent: runs its replicas, answers DNS and proxies their traffic. One per host."""
@@ -101,7 +113,8 @@ def agent(
         sources.store(address=store, token_file=token_file),
         node=node, address=address, state=state, runtime=runtime, docker_host=docker_host, labels=label,
         publish=publish, vips=vips, dns_listen=dns_listen, admin_listen=admin_listen, upstreams=upstream,
-        dns_workers=dns_workers, proxy_workers=proxy_workers,
+        dns_workers=dns_workers, proxy_workers=proxy_workers, access_log=access_log,
+        access_log_sample=access_log_sample,
     )  # fmt: skip
     raise typer.Exit(run_agent(settings))
 
@@ -172,12 +185,29 @@ def dns(
 
 
 @command(_PANEL, example="mesh proxy --table table.json --admin 127.0.0.1:7070")
-def proxy(table: TableFile, workers: Workers = 1, admin: Admin = None) -> None:
-    """The proxy alone, from a Table in a file."""
+def proxy(
+    table: TableFile,
+    workers: Workers = 1,
+    admin: Admin = None,
+    access_log: AccessLog = None,
+    access_log_sample: AccessLogSample = None,
+) -> None:
+    """The proxy alone, from a Table in a file. SIGHUP replaces its workers without a gap."""
     from mesh.daemon import run_proxy
 
     _check_table(table)
-    raise typer.Exit(run_proxy(ProxySettings(table=table, workers=workers, admin_listen=_listen(admin))))
+    settings = ProxySettings(
+        table=table, workers=workers, admin_listen=_listen(admin), access_log=access_log,
+        access_log_sample=_share(access_log_sample),
+    )  # fmt: skip
+    raise typer.Exit(run_proxy(settings))
+
+
+def _share(value: str | None) -> float:
+    try:
+        return 1.0 if value is None else units.parse_share(value)
+    except ValueError as error:
+        raise SettingsError(f"--access-log-sample: {error}") from None
 
 
 def _check_table(path: Path) -> None:

@@ -51,6 +51,8 @@ class DnsArguments(msgspec.Struct, frozen=True, kw_only=True, tag="dns"):
 
 class ProxyArguments(msgspec.Struct, frozen=True, kw_only=True, tag="proxy"):
     node: str | None = None
+    access_log: str | None = None  # file, or - for standard output
+    access_log_sample: float = 1.0
     survive: bool = True
 
 
@@ -97,9 +99,11 @@ def build(arguments: Arguments, secret: bytes | None = None) -> DataPlane:
             node=arguments.node,
             secret=secret,
         )
+    from mesh.proxy.access_log import AccessLog
     from mesh.proxy.server import ProxyServer
 
-    return ProxyServer(node=arguments.node)
+    access_log = AccessLog(arguments.access_log, arguments.access_log_sample) if arguments.access_log else None
+    return ProxyServer(node=arguments.node, access_log=access_log)
 
 
 class _Serving:

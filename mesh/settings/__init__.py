@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NewType
+
+Share = NewType("Share", float)
+"""0..1, written `25%`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class AgentSettings:
     """`route`: real VIPs through a local route (root); `loopback`: an address of 127/8 per service and
     unprivileged ports; `auto`: route where allowed."""
     upstreams: tuple[str, ...] = ()  # DNS servers to forward to; empty: /etc/resolv.conf
+    access_log: str | None = None  # file, or - for standard output; None: none is written
+    access_log_sample: Share = Share(1.0)
     session_ttl: float = 10.0
 
 
@@ -83,6 +89,8 @@ class ProxySettings:
     table: Path
     workers: int = 1
     admin_listen: str | None = None
+    access_log: str | None = None  # file, or - for standard output; None: none is written
+    access_log_sample: float = 1.0  # share of what went well that is logged; what failed always is
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +125,5 @@ class DevSettings:
     dns_workers: int = 1
     proxy_workers: int = 1
     upstreams: tuple[str, ...] = ()
+    access_log: str | None = None
+    access_log_sample: Share = Share(1.0)

@@ -17,7 +17,15 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from mesh import units
-from mesh.settings import AgentSettings, DevInfo, DevSettings, EmbeddedStoreSettings, SchedulerSettings, StoreSettings
+from mesh.settings import (
+    AgentSettings,
+    DevInfo,
+    DevSettings,
+    EmbeddedStoreSettings,
+    SchedulerSettings,
+    Share,
+    StoreSettings,
+)
 from mesh.suggestion import suggestion
 
 _CONSUL_VARIABLES = {
@@ -332,6 +340,7 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     int: _count,
     bool: _truth,
     float: units.parse_duration,
+    Share: units.parse_share,
     Path: _path,
     tuple: _words,
     Mapping: _pairs,
