@@ -158,8 +158,9 @@ class _Course:
         decided = self._place(seatings, {stopped.replica.id for stopped in going})
         decided.stopped += going
         last = [Stopped(replica, why) for seating in seatings.values() for replica, why in seating.after_others]
-        if last:
-            decided.stopped += self._when_alone(last, {stopped.replica.id for stopped in decided.stopped})
+        if last := self._when_alone(last, {stopped.replica.id for stopped in decided.stopped}):
+            decided.stopped += last
+            decided.settled = False
         return decided
 
     def _place(self, seatings: Mapping[str, Seating], gone: Collection[str]) -> _Round:
@@ -170,6 +171,7 @@ class _Course:
         """
         leaving = {(name, old.slot): Stopped(old, why)
                    for name, seating in seatings.items() for old, why in seating.hand_over}  # fmt: skip
+        self._pins.update((seat, old.replica.node) for seat, old in leaving.items())
         empty = [(name, slot) for name, seating in seatings.items() for slot in seating.fill]
         wanted = sorted([*leaving, *empty], key=lambda seat: (seat[0], slot_order(seat[1])))
         staying: dict[_Seat, Refusal] = {}

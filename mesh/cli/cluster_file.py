@@ -39,10 +39,22 @@ def read_cluster(file: str) -> Cluster:
         SpecError: with every fault, as `file:line: path: sentence`. A faulty spec is none: it parks its service.
     """
     document = read_document(file, MAX_FILE)
+    try:
+        return cluster_of(document.value)
+    except SpecError as error:
+        raise SpecError([located(file, document, fault) for fault in error.errors]) from None
+
+
+def cluster_of(data: object) -> Cluster:
+    """The cluster in a document.
+
+    Raises:
+        SpecError: with every fault, as `path: sentence`.
+    """
     reader = _Reader()
-    cluster = reader.cluster(document.value)
+    cluster = reader.cluster(data)
     if reader.faults:
-        raise SpecError([located(file, document, fault) for fault in reader.faults])
+        raise SpecError(reader.faults)
     return cluster
 
 
