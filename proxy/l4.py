@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 
-from mesh.proxy.backend import AVOID_SECONDS, Backend, Upstream
+from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.context import Context
 from mesh.proxy.flow import Flow
 from mesh.proxy.listener import Address, Serve
@@ -34,8 +34,8 @@ class TcpSession(Timed):
     """A client's connection and the one to its endpoint: first connects, then relays."""
 
     __slots__ = (
-        "_address", "_backend", "_client", "_context", "_ended", "_endpoint", "_from_client", "_from_endpoint", "_loop",
-        "_tried", "_tries", "_upstream",
+        "_address", "_backend", "_began", "_client", "_context", "_ended", "_endpoint", "_from_client", "_from_endpoint",
+        "_loop", "_tried", "_tries", "_upstream",
     )  # fmt: skip
 
     def __init__(self, client: socket.socket, address: Address, backend: Backend, context: Context) -> None:
@@ -48,6 +48,7 @@ class TcpSession(Timed):
         self._ended = False
         self._tried: list[Upstream] = []
         self._tries = 0
+        self._began = 0.0  # the last try
         self._upstream: Upstream | None = None
         self._endpoint: socket.socket | None = None
         self._from_client: Flow | None = None
@@ -58,7 +59,7 @@ class TcpSession(Timed):
         stats = self._backend.stats
         stats.connections += 1
         stats.opened += 1
-        if self._context.full:
+        if self._context.full or self._backend.full:
             stats.failed("too-many-connections")
             self.end(reset=True)
         else:
@@ -67,14 +68,16 @@ class TcpSession(Timed):
     # ── connecting: nothing was sent to any endpoint, so every try is safe
 
     def _try(self) -> None:
-        upstream = self._backend.pick(self._tried, time.monotonic())
+        backend = self._backend
+        self._began = time.monotonic()
+        upstream = backend.pick(self._tried, self._began, backend.client_key(self._address[0]))
         if upstream is None:
             self.end(reset=True)
             return
         self._upstream = upstream
         self._tries += 1
         upstream.in_flight += 1
-        limit = self._backend.policy.connect_timeout
+        limit = backend.policy.connect_timeout
         self._context.wheel.watch(self, NEVER if limit is None else self._context.wheel.now + limit)
         if is_ip(upstream.address):
             self._connect((upstream.address, upstream.port))
@@ -120,12 +123,13 @@ class TcpSession(Timed):
             self._tries -= 1
             self._try()
         else:
+            self._backend.connected(upstream, self._began, time.monotonic())
             self._relay(endpoint)
 
     def _try_failed(self) -> None:
         backend, upstream = self._backend, self._upstream
         assert upstream is not None
-        upstream.avoid_until = time.monotonic() + AVOID_SECONDS
+        backend.failed(upstream, self._began, time.monotonic(), refused=True)
         backend.stats.failed("connect-failure")
         self._tried.append(upstream)
         self._leave_upstream()
@@ -140,6 +144,7 @@ class TcpSession(Timed):
         endpoint, self._endpoint = self._endpoint, None
         if upstream is not None:
             upstream.in_flight -= 1
+            self._backend.no_result(upstream, self._began, time.monotonic())
         if endpoint is not None:
             self._loop.remove_writer(endpoint)
             endpoint.close()
