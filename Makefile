@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit lint fmt docs bench bench-dns clean
+.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,9 @@ test: $(VENV)/.dev ## the whole suite; installs the real parts it needs (as root
 
 unit: $(VENV)/.dev ## the tests that need no real part: seconds, no root
 	@$(BIN)/pytest -m "not (docker or consul or root or redis or dig or slow)" $(PYTEST)
+
+lab: $(VENV)/.dev ## several hosts on this machine, as root (LAB="kill h3" and others: LAB=--help)
+	@$(BIN)/python -m tests.lab $(or $(LAB),up)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, and the one-way imports
 	@$(BIN)/ruff check $(SOURCES)
