@@ -229,7 +229,7 @@ class Backend:
 
     @property
     def full(self) -> bool:
-        """Its clients hold as many connections as they may."""
+        """Its clients hold more connections than they may."""
         most = self.policy.limits.connections
         return 0 < most < self.stats.connections
 

@@ -38,6 +38,10 @@ class Site(Protocol):
     def idle_timeout(self) -> float:
         """Seconds that a connection may wait for its next request."""
 
+    @property
+    def full(self) -> bool:
+        """Its clients hold more connections than they may."""
+
     def destination(self, request: Request, origin: Origin) -> Destination:
         """Where it goes and how it is treated. Raises Answer where it goes nowhere."""
 
@@ -77,7 +81,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         self.context.clients.add(self)
         self._site.stats.connections += 1
         self._site.stats.opened += 1
-        if self.context.full:
+        if self.context.full or self._site.full:
             self._site.stats.failed("too-many-connections")
             self.transport.abort()
         self._wait_for_next()

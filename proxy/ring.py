@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mesh.proxy.http1 import Request
 
 POINTS = 96
-"""Per endpoint: shares stay within about a tenth of their weights (one sigma), and a ring of a hundred endpoints is made
-in some five milliseconds, at the first request after a change. Ketama has 160, Envoy ten for a hundred hosts."""
+"""Per endpoint: shares stay within about a tenth of their weights (one sigma), and a ring of a hundred endpoints takes
+some five milliseconds, at the first request after a change. Ketama has 160, Envoy ten for a hundred hosts."""
 
 
 class Member(Protocol):

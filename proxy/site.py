@@ -55,6 +55,10 @@ class ServiceSite:
     def idle_timeout(self) -> float:
         return self._backend.policy.idle_timeout
 
+    @property
+    def full(self) -> bool:
+        return self._backend.full
+
     def destination(self, request: Request, origin: Origin) -> Destination:
         return self._backend, self._backend.policy, None
 
@@ -94,6 +98,7 @@ class RouteSite:
         self.routes: dict[str, RouteStats] = {}
         self.stats = Stats()  # of the listener
         self.idle_timeout = Policy().idle_timeout
+        self.full = False  # but for the worker's own limit
 
     def update(self, routes: Mapping[str, TableRoute]) -> None:
         """Serves these routes, by name. A rule that is as it was keeps its place in the split, and its buckets."""
