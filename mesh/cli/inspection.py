@@ -1,8 +1,9 @@
-"""`mesh status`, `nodes`, `events`: what is."""
+"""`mesh status`, `nodes`, `top`, `events`: what is."""
 
 import time
 from typing import Annotated
 
+import msgspec
 import typer
 
 from mesh import console
@@ -12,6 +13,8 @@ _PANEL = "See what is"
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again after every change, until Ctrl-C.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is new, until Ctrl-C.")]
+Times = Annotated[int | None, typer.Option("--times", "-n", min=1, metavar="COUNT", help="Show it so often, then end.")]
+Once = Annotated[bool, typer.Option("--once", help="Show it once.")]
 OneService = Annotated[str | None, typer.Argument(metavar="SERVICE", help="Only this one, in detail.")]
 
 
@@ -51,6 +54,25 @@ async def nodes(mesh: Mesh, watch: Watch = False, json: Json = False) -> None:
         else:
             screens.show_nodes(view)
         if not watch:
+            break
+
+
+@command(_PANEL, example="mesh top")
+@with_mesh
+async def top(mesh: Mesh, times: Times = None, once: Once = False, json: Json = False) -> None:
+    """Services by their traffic, over the last ten seconds and all nodes, every second until Ctrl-C."""
+    from mesh.cli.top import looks, show
+
+    left = 1 if once or (json and times is None) else times
+    live = left is None
+    async for look in looks(mesh):
+        if live:
+            console.clear()
+        if json:
+            console.print_json(msgspec.to_builtins(look))
+        else:
+            show(look)
+        if left is not None and (left := left - 1) == 0:
             break
 
 

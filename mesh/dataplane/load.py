@@ -67,6 +67,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     retries: float = 0.0
     connections: int = 0  # of clients, open now
     connection_rate: float = 0.0
+    latency: list[tuple[float, int]] = []  # requests by the upper bound of their time; from it are p50 and p99
 
 
 class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +200,16 @@ def _figures(sums: _Sum, present: list[PortLoad], seconds: float) -> dict[str, A
         "retries": sums.retries / seconds,
         "connections": sum(load.connections for load in present),
         "connection_rate": sums.opened / seconds,
+        "latency": [(_bound(index), count) for index, count in sorted(sums.latency.items())],
     }
+
+
+def _bound(index: int) -> float:
+    """The upper bound of a bucket, as it is told; 1000 s stand for all that took longer than the last."""
+    return round(BOUNDS[index], 7) if index < len(BOUNDS) else 1000.0
+
+
+_INDEX = {_bound(index): index for index in range(len(BOUNDS) + 1)}
 
 
 def _endpoints(sums: _Sum, present: list[PortLoad], seconds: float) -> dict[str, EndpointReport]:
@@ -237,3 +247,51 @@ def quantile(latency: Mapping[int, int], share: float) -> float | None:
     if index == 0:
         return BOUNDS[0]
     return sqrt(BOUNDS[index - 1] * BOUNDS[min(index, len(BOUNDS) - 1)])
+
+
+def merged(reports: Iterable[LoadReport]) -> dict[str, ServiceReport]:
+    """The load of all services over several nodes, without their single ports."""
+    by_service: dict[str, list[ServiceReport]] = {}
+    for report in reports:
+        for name, service in report.services.items():
+            by_service.setdefault(name, []).append(service)
+    return {name: _together(parts) for name, parts in by_service.items()}
+
+
+def _together(parts: list[ServiceReport]) -> ServiceReport:
+    latency: Counter[int] = Counter()
+    for part in parts:
+        latency.update({_INDEX[bound]: count for bound, count in part.latency if bound in _INDEX})
+    ids = sorted({id for part in parts for id in part.endpoints})
+    endpoints = {id: _endpoint([part.endpoints[id] for part in parts if id in part.endpoints]) for id in ids}
+    return ServiceReport(
+        rps=sum(part.rps for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        in_flight_now=sum(part.in_flight_now for part in parts),
+        queued=sum(part.queued for part in parts),
+        p50=quantile(latency, 0.5),
+        p99=quantile(latency, 0.99),
+        success_ratio=_weighted(parts),
+        retries=sum(part.retries for part in parts),
+        connections=sum(part.connections for part in parts),
+        connection_rate=sum(part.connection_rate for part in parts),
+        latency=[(_bound(index), count) for index, count in sorted(latency.items())],
+        ejected=sum(each.ejected for each in endpoints.values()),
+        endpoints=endpoints,
+    )
+
+
+def _endpoint(parts: list[EndpointReport]) -> EndpointReport:
+    return EndpointReport(
+        rps=sum(part.rps for part in parts),
+        in_flight_now=sum(part.in_flight_now for part in parts),
+        success_ratio=_weighted(parts),
+        ejected=any(part.ejected for part in parts),
+    )
+
+
+def _weighted(parts: Iterable[Load | EndpointReport]) -> float | None:
+    """The success ratio over all, each by its requests."""
+    told = [(part.success_ratio, part.rps) for part in parts if part.success_ratio is not None]
+    total = sum(rps for _, rps in told)
+    return sum(ratio * rps for ratio, rps in told) / total if total else None
