@@ -65,6 +65,7 @@ class Want(StrEnum):
 
     RUN = "run"
     STOP = "stop"  # withdraw, drain, then stop
+    KEEP = "keep"  # it has ended: keep its output, never start it
 
 
 class Capacity(Document, frozen=True, kw_only=True):
@@ -101,6 +102,7 @@ class Assignment(Document, frozen=True, kw_only=True):
     slot: Slot
     release: int
     want: Want = Want.RUN
+    run: int = 0  # of its job: the number of a `Run`
     cause: str = ""
     placed: float = 0.0  # when the scheduler decided on it
 
@@ -160,6 +162,7 @@ class SlotState(Document, frozen=True, kw_only=True):
     last_failure: float = 0.0
     retry_at: float = 0.0
     node: str = ""  # that failed it last
+    nodes: list[str] = []  # that failed it, the last few
     release: int = 0  # that failed
     since: float = 0.0  # when the first of these failures was placed
 
@@ -169,6 +172,39 @@ class Pending(Document, frozen=True, kw_only=True):
 
     slot: Slot
     reasons: list[str] = []
+    cause: str = ""  # why it is empty: `web-1-6f3a failed`, `preempted by db (priority 80)`
+
+
+class Claim(Document, frozen=True, kw_only=True):
+    """Room on a node that is being made for a slot: replicas of lower priority are stopping there."""
+
+    slot: Slot
+    release: int
+    node: str
+    evicts: list[str]  # their ids
+    run: int = 0
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REPLACED = "replaced"  # by a newer release or run
+
+
+class Run(Document, frozen=True, kw_only=True):
+    """One run of a job: of `kind: job` one for each release, of `kind: cron` one for each time that is due."""
+
+    number: int
+    release: int
+    completions: int
+    state: RunState = RunState.RUNNING
+    due: float = 0.0  # the time of the schedule that it answers
+    started: float = 0.0
+    ended: float = 0.0
+    completed: str = ""  # slots that have succeeded: `1-3,5`
+    failures: int = 0  # replicas that have failed
+    message: str = ""  # why it failed
 
 
 class PublishedPort(Document, frozen=True, kw_only=True):
@@ -196,7 +232,11 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     slots: dict[str, SlotState] = {}  # only slots that failed lately
     pins: dict[str, str] = {}  # slot → the node that has its volumes
+    seats: str = ""  # the slots of the service, `1-3,5`, if they are not 1 to `desired`
     pending: list[Pending] = []
+    claims: list[Claim] = []
+    runs: list[Run] = []  # of a job, newest last: those that run, and the last ten
+    next_run: float = 0.0  # of a cron service
     errors: list[str] = []  # why the newest desired spec is not in force
     events: list[Event] = []  # bounded, newest last
     deleted: bool = False  # the wish is gone; its replicas are being stopped
@@ -235,6 +275,7 @@ class NodeReport(Document, frozen=True, kw_only=True):
     attributes: dict[str, str] = {}  # arch, os, kernel, engine
     labels: dict[str, str] = {}
     capacity: Capacity = Capacity()
+    reserved: Capacity = Capacity()  # of that, kept for the node itself
     replicas: list[ReplicaReport] = []
     problems: list[str] = []  # ports taken, engine away, …: shown by `mesh nodes`
 

@@ -1,4 +1,4 @@
-"""The notations of the spec: durations (`15s`), CPU (`250m`), memory (`128Mi`), shares (`25%`).
+"""The notations of the spec: durations (`15s`), CPU (`250m`), memory (`128Mi`), shares (`25%`); and sets of numbers.
 
 Each notation has a parser that raises `ValueError` with a sentence an operator can act on, and a
 formatter that prints the shortest spelling which reads back as the same value. For that, durations are
@@ -7,6 +7,7 @@ kept to the millisecond and shares to a millionth.
 
 import math
 import re
+from collections.abc import Iterable
 
 MAX_DURATION = 100 * 365 * 86400
 """Seconds: a hundred years."""
@@ -133,3 +134,20 @@ def parse_percent(value: object) -> float:
 def format_share(share: float) -> str:
     """0.25 → `25%`."""
     return f"{round(share * 100, 4):.10g}%"
+
+
+def parse_numbers(text: str) -> set[int]:
+    """`1-3,5` → {1, 2, 3, 5}."""
+    spans = (part.partition("-") for part in text.split(",") if part)
+    return {number for first, _, last in spans for number in range(int(first), int(last or first) + 1)}
+
+
+def format_numbers(numbers: Iterable[int]) -> str:
+    """{1, 2, 3, 5} → `1-3,5`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from mesh.model import SlotState
 from mesh.spec.service import Restart
 
+MAX_NODES = 20
+"""Nodes that one slot remembers as having failed it."""
+
 _DOUBLINGS = 32
 """Beyond this every delay is at its maximum, and the power would overflow."""
 
@@ -36,6 +39,7 @@ def after_failure(
         last_failure=now,
         retry_at=max(now, min(placed, now) + delay),
         node=node,
+        nodes=[*(name for name in old.nodes if name != node), node][-MAX_NODES:],
         release=release,
         since=old.since,
     )

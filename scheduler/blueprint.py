@@ -83,8 +83,6 @@ def draw(spec: ServiceSpec, canonical: Mapping[str, Any]) -> Blueprint:
     size = len(json.dumps(canonical))
     if size > MAX_SPEC:
         errors.append(f"the spec has {size} bytes, more than {MAX_SPEC}: move large values to desired/configs/")
-    if spec.kind in ("job", "cron"):
-        errors.append(f"kind: this version does not run kind {spec.kind} yet")
     if errors:
         raise SpecError(errors)
     resources = spec.resources

@@ -32,6 +32,17 @@ class Replica:
     def slot(self) -> Slot:
         return self.assignment.slot
 
+    @property
+    def state(self) -> ReplicaState:
+        return self.report.state if self.report else ReplicaState.ASSIGNED
+
+    @property
+    def succeeded(self) -> bool:
+        """It ended by itself with exit code 0: what a job is to do, and no other kind."""
+        exit = self.report.exit if self.report else None
+        unasked = self.state is ReplicaState.STOPPED and self.assignment.want is Want.RUN
+        return unasked and exit is not None and exit.code == 0
+
     def fits(self, hash: str) -> bool:
         """Of that release, on a node that may keep it: it need not be replaced."""
         return self.hash == hash and self.condition is not Condition.DRAINING
@@ -76,9 +87,10 @@ class Buckets:
     """A service's replicas, sorted."""
 
     seats: dict[Slot, Seat] = field(default_factory=dict)
-    failed: list[Replica] = field(default_factory=list)  # ended against our wish
+    failed: list[Replica] = field(default_factory=list)  # ended without being asked
     ended: list[Replica] = field(default_factory=list)  # ended because we asked
     lost: list[Replica] = field(default_factory=list)  # on a node that was given up
+    records: list[Replica] = field(default_factory=list)  # ended long ago, kept for their output
 
     def seat(self, slot: Slot) -> Seat:
         return self.seats.setdefault(slot, Seat(slot))
@@ -87,11 +99,12 @@ class Buckets:
 def classify(replicas: Iterable[Replica]) -> Buckets:
     buckets = Buckets()
     for replica in replicas:
-        state = replica.report.state if replica.report else ReplicaState.ASSIGNED
         stop = replica.assignment.want is Want.STOP
-        if replica.condition is Condition.LOST:
+        if replica.assignment.want is Want.KEEP:
+            buckets.records.append(replica)
+        elif replica.condition is Condition.LOST:
             buckets.lost.append(replica)
-        elif state.ended:
+        elif replica.state.ended:
             (buckets.ended if stop else buckets.failed).append(replica)
         elif stop:
             buckets.seat(replica.slot).stopping.append(replica)

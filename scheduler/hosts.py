@@ -6,18 +6,27 @@ so it watches a silent node for the whole grace itself before it replaces anythi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from mesh.keys import Keys
-from mesh.model import NodeReport, NodeSettings, ReplicaReport, ReplicaState
+from mesh.model import Capacity, NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
 from mesh.scheduler.sentences import listed
-from mesh.units import format_duration
-from mesh.view import View
+from mesh.units import MAX_CPU, MAX_MEMORY, format_duration
+from mesh.view import NodeView, View
+
+if TYPE_CHECKING:
+    from mesh.scheduler.look import Look
 
 LOST_AFTER = 5.0
 """Seconds from the end of a node's session, which itself takes twice its TTL, until its replicas are replaced."""
+
+NO_ROOM = Capacity()
+
+MAX_COUNT = 10**9
+"""Of any other resource."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,19 @@ class Memory:
     braked: bool = False  # more than half of the nodes were gone at the last look
     calm_since: float = 0.0  # since when they are not
     gone: Mapping[str, float] = field(default_factory=dict)
-    standing: Mapping[str, Standing] = field(default_factory=dict)
+    sightings: Mapping[str, Sighting] = field(default_factory=dict)
+    hosts: Hosts | None = None
+    look: Look | None = None  # what was decided last; it spares work and changes no decision
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a node's report, beside its plan, says of its replicas; `strays` run without being planned."""
+
+    seen: NodeView
+    plan: NodePlan | None
+    standing: Mapping[str, Standing]
+    strays: Sequence[str]
 
 
 class Condition(StrEnum):
@@ -53,8 +74,10 @@ class Host:
 
     name: str
     condition: Condition
-    report: NodeReport | None
+    reported: bool = False  # its agent has said something of it
     why: str = ""  # it gets nothing new: a sentence for the operator
+    room: Capacity = NO_ROOM
+    """What is there for replicas: the capacity without what the node keeps for itself."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """What constraints may name: facts (`cpu` in cores, `memory` in bytes), and every label."""
 
@@ -73,11 +96,9 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
     gone = {node: memory.gone.get(node, now)
             for node in view.nodes.keys() | view.node_plans.keys()
             if node not in view.nodes or not view.nodes[node].held}  # fmt: skip
-    placed = {one.id: one.placed for plan in view.node_plans.values() for one in plan.replicas}
-    standing = {
-        replica.id: _standing(replica, memory.standing.get(replica.id), placed.get(replica.id, 0.0), now)
-        for node in view.nodes.values()
-        for replica in node.report.replicas
+    sightings = {
+        name: _sighting(seen, view.node_plans.get(name), memory.sightings.get(name), now)
+        for name, seen in view.nodes.items()
     }
     braked = bool(_brake(view, _suspects(view, gone)))
     return Memory(
@@ -85,8 +106,23 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
         braked=braked,
         calm_since=now if braked or memory.braked else memory.calm_since,
         gone=gone,
-        standing=standing,
+        sightings=sightings,
+        hosts=memory.hosts,
+        look=memory.look,
     )
+
+
+def _sighting(seen: NodeView, plan: NodePlan | None, before: Sighting | None, now: float) -> Sighting:
+    if before is not None and before.seen is seen and before.plan is plan:
+        return before
+    known = before.standing if before else {}
+    placed = {one.id: one.placed for one in plan.replicas} if plan else {}
+    standing = {
+        replica.id: _standing(replica, known.get(replica.id), placed.get(replica.id, 0.0), now)
+        for replica in seen.report.replicas
+    }
+    strays = [replica.id for replica in seen.report.replicas if not replica.state.ended and replica.id not in placed]
+    return Sighting(seen, plan, standing, strays)
 
 
 def _standing(replica: ReplicaReport, before: Standing | None, placed: float, now: float) -> Standing:
@@ -113,7 +149,7 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
         for node, since in suspects.items()
         if node not in unreadable and not frozen
     }
-    planned = {one.id for plan in view.node_plans.values() for one in plan.replicas}
+    before = memory.hosts
     hosts: dict[str, Host] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
         seen = view.nodes.get(name)
@@ -123,14 +159,30 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
             condition, why = Condition.GONE, "its report cannot be read by this version"
         elif seen is not None and seen.held:
             condition, why = _availability(settings)
-            why = why or _strays(seen.report, planned)
+            why = why or _nonsense(seen.report) or _stopping(memory.sightings[name].strays)
         elif name not in suspects or (name in due and now >= due[name]):
             condition, why = Condition.LOST, "does not answer"
         else:
             condition = Condition.GONE
             why = "does not answer" + ("" if frozen else f", is given up after {format_duration(lost_after)}")
-        hosts[name] = Host(name, condition, report, why, _attributes(report, settings) if report else {})
-    return Hosts(hosts, frozen, min((at for at in due.values() if at > now), default=None))
+        hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
+    give_up_at = min((at for at in due.values() if at > now), default=None)
+    if before is not None and (before.frozen, before.give_up_at) == (frozen, give_up_at) and _same(before, hosts):
+        return before
+    return Hosts(hosts, frozen, give_up_at)
+
+
+def _same(before: Hosts, hosts: Mapping[str, Host]) -> bool:
+    return len(before.by_name) == len(hosts) and all(before.by_name.get(name) is host for name, host in hosts.items())
+
+
+def _host(
+    name: str, condition: Condition, report: NodeReport | None, why: str, settings: NodeSettings, before: Host | None
+) -> Host:
+    """The same object as before, if nothing about it changed."""
+    attributes = _attributes(name, report, settings) if report else {}
+    host = Host(name, condition, report is not None, why, _room(report) if report else NO_ROOM, attributes)
+    return before if before == host else host
 
 
 def _brake(view: View, suspects: Collection[str]) -> str:
@@ -161,18 +213,37 @@ def _availability(settings: NodeSettings) -> tuple[Condition, str]:
             return Condition.PAUSED, f"has availability {other!r}, which is none of active, pause, drain"
 
 
-def _strays(report: NodeReport, planned: Collection[str]) -> str:
+def _stopping(strays: Sequence[str]) -> str:
     """A node that came back still stops what was replaced meanwhile: its room and its ports are not free before."""
-    strays = [replica.id for replica in report.replicas if not replica.state.ended and replica.id not in planned]
     return f"still stops {listed(strays)}" if strays else ""
 
 
-def _attributes(report: NodeReport, settings: NodeSettings) -> dict[str, str]:
+def _nonsense(report: NodeReport) -> str:
+    """What cannot be of what a node reports: it gets nothing before that is mended."""
+    capacity = report.capacity
+    amounts = {"cpu": (capacity.cpu, MAX_CPU), "memory": (capacity.memory, MAX_MEMORY),
+               **{name: (count, MAX_COUNT) for name, count in capacity.resources.items()}}  # fmt: skip
+    wrong = [f"{name} {amount}" for name, (amount, most) in amounts.items() if not 0 <= amount <= most]
+    return f"reports what cannot be: {listed(wrong)}" if wrong else ""
+
+
+def _room(report: NodeReport) -> Capacity:
+    capacity, reserved = report.capacity, report.reserved
+    if reserved == NO_ROOM:
+        return capacity
+    return Capacity(
+        cpu=max(0, capacity.cpu - reserved.cpu),
+        memory=max(0, capacity.memory - reserved.memory),
+        resources={name: max(0, count - reserved.resources.get(name, 0)) for name, count in capacity.resources.items()},
+    )
+
+
+def _attributes(name: str, report: NodeReport, settings: NodeSettings) -> dict[str, str]:
     return {
         **report.labels,
         **settings.labels,
         **report.attributes,
-        "name": report.node,
+        "name": name,
         "runtime": report.runtime,
         "cpu": f"{report.capacity.cpu / 1000:g}",
         "memory": str(report.capacity.memory),

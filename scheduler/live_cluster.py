@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mesh.keys import Keys
-from mesh.model import Assignment, Capacity, ReplicaState, RolloutState, ServicePlan, Slot, Want
+from mesh.model import Assignment, ReplicaState, RolloutState, ServicePlan, Slot, Want
 from mesh.scheduler import releases
 from mesh.scheduler.blueprint import NO_DEMAND, blueprint_of, blueprint_or_none
 from mesh.scheduler.cluster import Cluster, Replica, Service, Site
@@ -39,7 +39,7 @@ def _plan(view: View, name: str) -> ServicePlan:
 def _site(host: Host) -> Site:
     return Site(
         name=host.name,
-        capacity=host.report.capacity if host.report else Capacity(),
+        capacity=host.room,
         attributes=host.attributes,
         barred=host.why if host.condition is not Condition.ACTIVE else "",
         draining=host.condition is Condition.DRAINING,

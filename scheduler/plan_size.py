@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from mesh.model import Assignment, ServicePlan
-from mesh.scheduler.blueprint import Blueprint, blueprint_or_none
+from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.placement import Placement, Refusal
 
 MAX_NODE_PLAN = 340 * 1024
@@ -19,11 +17,17 @@ ASSIGNMENT_BYTES = 320
 class PlanSizes:
     """How large each node's plan would be; replicas of one release share one copy of its spec."""
 
-    def __init__(self, kept: Iterable[tuple[str, Assignment, ServicePlan]]) -> None:
-        self._bytes: dict[str, int] = defaultdict(int)
-        self._specs: dict[str, set[int]] = defaultdict(set)
-        for node, assignment, plan in kept:
-            self._add(node, blueprint_or_none(plan, assignment.release))
+    def __init__(self, lodgers: Callable[[str], Iterable[Blueprint | None]]) -> None:
+        """`lodgers`: what lies on a node so far."""
+        self._lodgers = lodgers
+        self._bytes: dict[str, int] = {}
+        self._specs: dict[str, set[int]] = {}
+
+    def _look(self, node: str) -> None:
+        if node not in self._bytes:
+            self._bytes[node], self._specs[node] = 0, set()
+            for blueprint in self._lodgers(node):
+                self._add(node, blueprint)
 
     def _cost(self, node: str, blueprint: Blueprint | None) -> int:
         new = blueprint is not None and id(blueprint) not in self._specs[node]
@@ -38,6 +42,7 @@ class PlanSizes:
         if isinstance(answer, Refusal):
             return answer
         blueprint, node = answer.request.blueprint, answer.node
+        self._look(node)
         if self._bytes[node] + self._cost(node, blueprint) > MAX_NODE_PLAN:
             limit = f"its plan would exceed {MAX_NODE_PLAN // 1024} KiB; use smaller specs or more nodes"
             return Refusal(answer.request, reasons={node: limit})

@@ -1,6 +1,6 @@
 """From a picture of the store to what must change: the pure heart of the scheduler.
 
-    classify each service's replicas ─► decide (keep, stop, ask) ─► place all requests in one batch ─► write plans
+    decide for each service (keep, stop, ask) ─► place all requests in one batch ─► write plans
 
 Asked again about its own result, at the same time, it changes nothing. Time and ids come from outside.
 """
@@ -8,27 +8,35 @@ Asked again about its own result, at the same time, it changes nothing. Time and
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from mesh.keys import Keys
-from mesh.model import Assignment, Capacity, NodePlan, ServicePlan, Slot, spec_key
-from mesh.scheduler.blueprint import NO_DEMAND, blueprint_or_none
-from mesh.scheduler.classify import Replica
-from mesh.scheduler.hosts import LOST_AFTER, Condition, Hosts, Memory, remember, survey
-from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request, place
-from mesh.scheduler.plan import Outcome
+from mesh.model import Assignment, NodePlan, ServicePlan, Slot, Want, spec_key
+from mesh.scheduler import releases
+from mesh.scheduler.allot import Allotment, allot, better
+from mesh.scheduler.blueprint import NO_DEMAND, Blueprint, Demand, blueprint_or_none
+from mesh.scheduler.classify import classify
+from mesh.scheduler.decision import Decision, Input, Removal, Scene, Untouched
+from mesh.scheduler.hosts import LOST_AFTER, Condition, Host, Hosts, Memory, remember, survey
+from mesh.scheduler.jobs import JobDecision
+from mesh.scheduler.look import Look, Muster, Settled, busy_nodes, musters, replicas_of, tenancies
+from mesh.scheduler.placement import Holding, Node
+from mesh.scheduler.plan import Outcome, Story
 from mesh.scheduler.plan_size import PlanSizes
-from mesh.scheduler.service import Decision, Input
+from mesh.scheduler.service import ServiceDecision
 from mesh.scheduler.vips import VipPool
 from mesh.spec.checks import MAX_NAME
 from mesh.view import View
 
 NO_MEMORY = Memory()
+NO_MUSTER: Muster = {}
+
+MAX_ROUNDS = 12
+"""Of evictions: each goes at least 10 priorities down, from 100 to 0."""
 
 MAX_FAULT = 300
 
@@ -57,180 +65,302 @@ def reconcile(
     """
     if blind := sorted(key for key in view.unreadable if key.startswith(keys.planned_nodes)):
         return Outcome(memory=memory, frozen=f"nothing is decided: {', '.join(blind)} cannot be read")
-    memory = remember(view, memory, now)
-    hosts = survey(view, memory, now, lost_after, keys)
-    replicas = _replicas(view, hosts, memory)
     unreadable = {key.removeprefix(keys.planned_services) for key in view.unreadable}
-    faults: list[str] = []
-    decisions: dict[str, Decision | _Untouched] = {}
-    for name in sorted(view.wishes.keys() | view.plans.keys() | replicas.keys()):
-        plan = view.plans.get(name, ServicePlan(service=name))
-        given = Input(
-            plan, view.wishes.get(name), view.scale.get(name), replicas.get(name, []), hosts, memory.since or now, now
-        )
-        decisions[name] = _untouched(given) if name in unreadable else _decided(given, faults)
-    _give_vips(decisions, view.config.vip_range)
-    _place(decisions, view, hosts, new_id)
-    plans = {name: decision.plan for name, decision in decisions.items() if not decision.is_over}
-    node_plans = _node_plans(decisions, view, hosts)
+    planned = view
+    for _ in range(MAX_ROUNDS):
+        memory = remember(planned, memory, now)
+        hosts = survey(planned, memory, now, lost_after, keys)
+        one = _Round(planned, hosts, replace(memory, hosts=hosts), now, unreadable)
+        planned, memory = one.carry_out(new_id)
+        if not one.allotment.evictions:
+            break  # else look again: who was evicted wants another place
     return Outcome(
-        services={name: plan for name, plan in plans.items()
-                  if name not in unreadable and plan != view.plans.get(name)},
-        nodes={node: plan for node, plan in node_plans.items() if plan != view.node_plans.get(node)},
-        removed_services=frozenset(view.plans.keys() - plans.keys()),
-        removed_nodes=frozenset(view.node_plans.keys() - node_plans.keys()),
-        wake_at=min([at for decision in decisions.values() for at in decision.wake if at > now]
-                    + [at for at in (hosts.give_up_at,) if at is not None], default=None),
+        services={name: plan for name, plan in planned.plans.items() if _differs(plan, view.plans.get(name))},
+        nodes={node: plan for node, plan in planned.node_plans.items() if _differs(plan, view.node_plans.get(node))},
+        removed_services=frozenset(view.plans.keys() - planned.plans.keys()),
+        removed_nodes=frozenset(view.node_plans.keys() - planned.node_plans.keys()),
+        wake_at=one.wake_at(),
         memory=memory,
         frozen=hosts.frozen,
-        pending=sum(len(plan.pending) for plan in plans.values()),
-        faults=tuple(faults),
-    )  # fmt: skip
+        pending=sum(len(plan.pending) for plan in planned.plans.values()),
+        faults=tuple(one.faults),
+    )
 
 
-@dataclass(slots=True)
-class _Untouched:
-    """A service that cannot be decided on: all it has stays as it is."""
-
-    plan: ServicePlan
-    kept: list[tuple[str, Assignment]]
-    is_over: bool = False
-    outgoing: set[str] = field(default_factory=set)
-    requests: list[Request] = field(default_factory=list)
-    wake: list[float] = field(default_factory=list)
-
-    def finish(self, answers: Sequence[Placement | Refusal], new_replica_id: Callable[[str, Slot], str]) -> None:
-        """Nothing was asked for."""
+def _differs(new: object, old: object) -> bool:
+    return new is not old and new != old
 
 
-def _untouched(given: Input, error: str = "") -> _Untouched:
-    plan = msgspec.structs.replace(given.plan, errors=[error]) if error else given.plan
-    return _Untouched(plan, [(replica.node, replica.assignment) for replica in given.replicas])
+def decide(given: Input) -> Decision:
+    """The first step of the decision on one service, by its kind."""
+    buckets = classify(given.replicas)
+    if given.wish is None:
+        plan = msgspec.structs.replace(
+            given.plan, deleted=True, desired=0, seats="", pending=[], claims=[], errors=[], next_run=0.0
+        )
+        gone = Removal(given, plan, buckets, "deleted")
+        if not given.plan.deleted:
+            gone.story.tell("deleted: stopping all replicas", "", "the wish is gone")
+        return gone
+    plan = releases.accept(msgspec.structs.replace(given.plan, deleted=False), given.wish, given.scene.now)
+    if not plan.releases:
+        return Removal(given, plan, buckets, "no release")
+    if plan.kind in ("job", "cron"):
+        return JobDecision(given, plan, buckets)
+    return ServiceDecision(given, plan, buckets, given.wish)
 
 
-def _decided(given: Input, faults: list[str]) -> Decision | _Untouched:
-    """One poisonous service must not stop the others: whatever goes wrong with it, it is left as it is, and says so."""
-    try:
-        return Decision(given)
-    except Exception as error:
+class _Round:
+    """One way through the picture; evictions ask for another."""
+
+    def __init__(self, view: View, hosts: Hosts, memory: Memory, now: float, unreadable: set[str]) -> None:
+        self._view = view
+        self._hosts = hosts
+        self._memory = memory
+        self._now = now
+        self._unreadable = unreadable
+        self._before = memory.look or Look()
+        self._tenancies = tenancies(view, hosts, memory, self._before)
+        self._musters = musters(self._tenancies, self._before)
+        self._decisions: dict[str, Decision] = {}
+        self._settled: dict[str, Settled] = {}
+        self.allotment = Allotment()
+        self.faults: list[str] = []
+        busy = busy_nodes(self._tenancies, view.plans)
+        self._scene = Scene(hosts, self._alive, self._demands, busy, memory.since or now, now)
+
+    def carry_out(self, new_id: Callable[[], str]) -> tuple[View, Memory]:
+        """The picture as it is to be, and what is remembered."""
+        self._decide()
+        self._give_vips()
+        nodes = self._place(new_id)
+        self._settle()
+        plans = {name: self._told(name, decision.plan) for name, decision in self._decisions.items()
+                 if not decision.is_over and name not in self._unreadable}  # fmt: skip
+        look = Look(self._tenancies, self._musters, self._settled, nodes, self.allotment.parked)
+        planned = replace(self._view, plans=plans, node_plans=self._node_plans())
+        return planned, replace(self._memory, look=look)
+
+    def wake_at(self) -> float | None:
+        """When to look again even if nothing happens."""
+        times = [settled.until for settled in self._settled.values()]
+        times += [at for name, decision in self._decisions.items() if name not in self._settled for at in decision.wake]
+        times += [self._hosts.give_up_at or 0.0]
+        return min((at for at in times if self._now < at < float("inf")), default=None)
+
+    # ── deciding ─────────────────────────────────────────────────────────────────────────────
+
+    def _decide(self) -> None:
+        view = self._view
+        for name in sorted(view.wishes.keys() | view.plans.keys() | self._musters.keys()):
+            muster = self._musters.get(name, NO_MUSTER)
+            known = self._before.settled.get(name)
+            if known is not None and self._still_holds(known, name, muster):
+                self._decisions[name], self._settled[name] = known.decision, known
+                continue
+            plan = view.plans.get(name) or ServicePlan(service=name)
+            given = Input(plan, view.wishes.get(name), view.scale.get(name), replicas_of(muster), self._scene)
+            self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
+
+    def _still_holds(self, known: Settled, name: str, muster: Muster) -> bool:
+        given, scene = known.decision.given, known.decision.given.scene
+        return (
+            self._now < known.until
+            and known.muster is muster
+            and self._view.plans.get(name) is given.plan
+            and self._view.wishes.get(name) is given.wish
+            and self._view.scale.get(name) == given.scale
+            and (not known.anywhere or (scene.hosts is self._hosts and scene.busy == self._scene.busy))
+            and scene.watched_since == self._scene.watched_since
+        )
+
+    def _decided(self, given: Input) -> Decision:
+        """One poisonous service must not stop the others: it is left as it is, and says so."""
+        try:
+            return decide(given)
+        except Exception as error:
+            return self._spared(given, error)
+
+    def _spared(self, given: Input, error: Exception) -> Decision:
         what = f"{type(error).__name__}: {error}"[:MAX_FAULT]
         fault = f"this service could not be decided on and stays as it is: {what}"
-        faults.append(f"{given.plan.service}: {fault}")
-        return _untouched(given, fault)
+        self.faults.append(f"{given.plan.service}: {fault}")
+        return Untouched(given, fault)
+
+    def _settle(self) -> None:
+        """Notes which decisions changed nothing, and need not be made again."""
+        for name, decision in self._decisions.items():
+            if name not in self._settled and decision.changes_nothing:
+                until = min((at for at in decision.wake if at > self._now), default=float("inf"))
+                anywhere = decision.plan.kind == "global" or any(
+                    replica.condition is Condition.GONE for replica in decision.given.replicas
+                )
+                muster = self._musters.get(name, NO_MUSTER)
+                self._settled[name] = Settled(decision, muster, until, anywhere)
+
+    # ── placing ──────────────────────────────────────────────────────────────────────────────
+
+    def _give_vips(self) -> None:
+        """Every service that has a release has a virtual IP; without one nothing of it is placed."""
+        pool = VipPool(self._view.config.vip_range)
+        needy = [decision for decision in self._decisions.values() if not pool.keep(decision.plan.vip)]
+        for decision in needy:
+            if decision.plan.releases:
+                decision.take_vip(pool.take(), pool.fault)
+
+    def _place(self, new_id: Callable[[], str]) -> Mapping[str, Node]:
+        """Places what all services ask for in one batch, and lets each finish its decision."""
+        before = self._before.nodes
+        fresh = {name: decision for name, decision in self._decisions.items() if name not in self._settled}
+        touched = {node for name in fresh for node in self._musters.get(name, NO_MUSTER)}
+        touched.update(node for node, tenancy in self._tenancies.items()
+                       if self._before.tenancies.get(node) is not tenancy)  # fmt: skip
+        nodes = {node: known for node, known in before.items() if node not in touched}
+        if any(decision.fills for decision in fresh.values()):
+            nodes = self._candidates(nodes)
+            parked = self._before.parked
+            if any(better(node, before.get(name)) for name, node in nodes.items()):
+                parked = {}
+            sizes = PlanSizes(self._lodgers)
+            self.allotment = allot(fresh, nodes, self._view.config.strategy, parked, sizes)
+            self.faults += self.allotment.faults
+        for name, decision in fresh.items():
+            try:
+                decision.finish(self.allotment.answers.get(name, ()), self._namer(decision, new_id))
+            except Exception as error:
+                self._decisions[name] = self._spared(decision.given, error)
+        promised = {promise.node for decision in fresh.values() for promise in decision.promises}
+        return {name: node for name, node in nodes.items() if name not in promised}
+
+    def _candidates(self, known: Mapping[str, Node]) -> dict[str, Node]:
+        """Every node with what lies on it, and what is promised there."""
+        promises: dict[str, list[Holding]] = {}
+        for name, decision in self._decisions.items():
+            for promise in decision.promises:
+                promises.setdefault(promise.node, []).append(
+                    Holding(name, promise.demand, slot=promise.slot, priority=promise.priority)
+                )
+        nodes: dict[str, Node] = {}
+        for name, host in self._hosts.by_name.items():
+            node = known.get(name)
+            if node is None or name in promises or not _is_of(node, host):
+                holdings = [*self._holdings(name), *promises.get(name, ())]
+                node = Node(name, host.room, host.attributes, holdings, host.why)
+            nodes[name] = node
+        return nodes
+
+    def _holdings(self, node: str) -> Iterator[Holding]:
+        for service in self._tenancies[node].replicas if node in self._tenancies else ():
+            decision = self._decisions[service]
+            for assignment in decision.kept.get(node, ()):
+                blueprint = blueprint_or_none(decision.plan, assignment.release)
+                stays = assignment.id not in decision.outgoing
+                yield Holding(
+                    service,
+                    blueprint.demand if blueprint else NO_DEMAND,
+                    stays,
+                    assignment.id,
+                    assignment.slot,
+                    blueprint.spec.placement.priority if blueprint else 50,
+                    evictable=stays and assignment.want is Want.RUN,
+                )
+
+    def _lodgers(self, node: str) -> Iterator[Blueprint | None]:
+        """The blueprints of all that is in a node's plan."""
+        for service in self._tenancies[node].replicas if node in self._tenancies else ():
+            decision = self._decisions[service]
+            for assignment in (*decision.kept.get(node, ()), *decision.records.get(node, ())):
+                yield blueprint_or_none(decision.plan, assignment.release)
+
+    def _namer(self, decision: Decision, new_id: Callable[[], str]) -> Callable[[str, Slot], str]:
+        """Makes ids of new replicas, which nothing that is planned or still runs has."""
+        taken = {replica.id for replica in decision.given.replicas}
+        strays = {id for sighting in self._memory.sightings.values() for id in sighting.strays}
+
+        def name(service: str, slot: Slot) -> str:
+            while (id := f"{service}-{_label(slot)}-{new_id()}") in taken or id in strays:
+                pass
+            taken.add(id)
+            return id
+
+        return name
+
+    def _alive(self, node: str, id: str) -> bool:
+        return node in self._tenancies and self._tenancies[node].alive(id)
+
+    def _demands(self, node: str) -> Iterator[Demand]:
+        """What the living replicas of a node take."""
+        for service, replicas in self._tenancies[node].replicas.items():
+            plan = self._view.plans.get(service)
+            for replica in replicas:
+                blueprint = blueprint_or_none(plan, replica.assignment.release) if plan else None
+                if blueprint is not None and not replica.state.ended:
+                    yield blueprint.demand
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────
+
+    def _told(self, service: str, plan: ServicePlan) -> ServicePlan:
+        """The plan with the evictions of its replicas in its story."""
+        story = Story(self._now)
+        for id, eviction in self.allotment.evictions.items():
+            if eviction.service == service:
+                story.tell("stopping", f"{id} on {eviction.node}", eviction.cause)
+        return story.added_to(plan)
+
+    def _node_plans(self) -> dict[str, NodePlan]:
+        """The plan of every node that is there or was; a node that was given up and whose report is gone needs none."""
+        view, stale = self._view, self._stale_nodes()
+        assigned: dict[str, list[tuple[Assignment, ServicePlan]]] = {node: [] for node in stale}
+        for decision in self._decisions.values():
+            for part in (decision.kept, decision.records):
+                for node in part.keys() & stale:
+                    assigned[node] += [(one, decision.plan) for one in part[node]]
+        plans: dict[str, NodePlan] = {}
+        for name, host in self._hosts.by_name.items():
+            before = view.node_plans.get(name)
+            if host.condition is Condition.LOST:
+                if before is not None and host.reported:
+                    plans[name] = NodePlan(node=name, lost=True)
+            elif before is not None and name not in stale:
+                plans[name] = before
+            elif before is not None or host.condition is not Condition.GONE:
+                plans[name] = self._node_plan(name, before, assigned.get(name, ()))
+        return plans
+
+    def _stale_nodes(self) -> set[str]:
+        """Nodes whose plans may change."""
+        stale = {node for node, tenancy in self._tenancies.items() if self._before.tenancies.get(node) is not tenancy}
+        for name, decision in self._decisions.items():
+            if name not in self._settled:
+                stale.update(decision.kept, decision.records, self._musters.get(name, NO_MUSTER))
+        return stale
+
+    def _node_plan(
+        self, node: str, before: NodePlan | None, assigned: Iterable[tuple[Assignment, ServicePlan]]
+    ) -> NodePlan:
+        replicas: list[Assignment] = []
+        specs: dict[str, dict[str, Any]] = {}
+        for assignment, plan in assigned:
+            eviction = self.allotment.evictions.get(assignment.id)
+            if eviction is not None:
+                assignment = msgspec.structs.replace(assignment, want=Want.STOP, cause=eviction.cause)
+            replicas.append(assignment)
+            key = spec_key(assignment.service, assignment.release)
+            if key not in specs:
+                spec = before.specs.get(key) if before else None  # the same object compares at once
+                if spec is None:
+                    numbered = (one.spec for one in plan.releases if one.number == assignment.release)
+                    spec = next(numbered, None)
+                if spec is not None:
+                    specs[key] = spec
+        replicas.sort(key=lambda one: (one.service, str(one.slot), one.id))
+        return NodePlan(node=node, replicas=replicas, specs=specs)
 
 
-def _replicas(view: View, hosts: Hosts, memory: Memory) -> dict[str, list[Replica]]:
-    """All planned replicas with what is known of them, by service."""
-    hashes = {(plan.service, release.number): release.hash for plan in view.plans.values() for release in plan.releases}
-    found: dict[str, list[Replica]] = defaultdict(list)
-    for node, plan in view.node_plans.items():
-        host = hosts.by_name[node]
-        reports = {report.id: report for report in host.report.replicas} if host.report else {}
-        for assignment in plan.replicas:
-            standing = memory.standing.get(assignment.id)
-            found[assignment.service].append(Replica(
-                assignment,
-                node,
-                host.condition,
-                hashes.get((assignment.service, assignment.release), ""),
-                reports.get(assignment.id),
-                ready=standing is not None and standing.ready and host.condition is not Condition.GONE,
-                since=standing.since if standing else assignment.placed,
-            ))  # fmt: skip
-    return found
-
-
-def _give_vips(decisions: Mapping[str, Decision | _Untouched], vip_range: str) -> None:
-    """Every service that has a release has a virtual IP; without one nothing of it is placed."""
-    pool = VipPool(vip_range)
-    needy = [decision for decision in decisions.values() if not pool.keep(decision.plan.vip)]
-    for decision in needy:
-        if isinstance(decision, Decision) and decision.plan.releases:
-            decision.take_vip(pool.take(), pool.fault)
-
-
-def _place(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Hosts, new_id: Callable[[], str]) -> None:
-    """Places what all services ask for in one batch, and lets each finish its decision."""
-    requests = [request for decision in decisions.values() for request in decision.requests]
-    answers: dict[str, list[Placement | Refusal]] = defaultdict(list)
-    if requests:
-        sizes = PlanSizes(_all_kept(decisions.values()))
-        for answer in place(requests, _nodes(decisions, hosts), view.config.strategy):
-            answers[answer.request.service].append(sizes.checked(answer))
-    taken = {assignment.id for plan in view.node_plans.values() for assignment in plan.replicas}
-    taken.update(report.id for node in view.nodes.values() for report in node.report.replicas)
-
-    def new_replica_id(service: str, slot: Slot) -> str:
-        while (id := f"{service}-{_label(slot)}-{new_id()}") in taken:
-            pass
-        taken.add(id)
-        return id
-
-    for name, decision in decisions.items():
-        decision.finish(answers[name], new_replica_id)
+def _is_of(node: Node, host: Host) -> bool:
+    return (node.capacity, node.attributes, node.barred) == (host.room, host.attributes, host.why)
 
 
 def _label(slot: Slot) -> str:
     """A slot as a part of a DNS label: a global service's slots are named like nodes."""
     return re.sub("[^a-z0-9]+", "-", str(slot).lower()).strip("-")[:MAX_SLOT_LABEL]
-
-
-def _all_kept(decisions: Iterable[Decision | _Untouched]) -> Iterable[tuple[str, Assignment, ServicePlan]]:
-    """Every assignment that stays, with its node and its service's plan."""
-    return ((node, assignment, decision.plan) for decision in decisions for node, assignment in decision.kept)
-
-
-def _nodes(decisions: Mapping[str, Decision | _Untouched], hosts: Hosts) -> list[Node]:
-    """Every node with what lies on it."""
-    holdings: dict[str, list[Holding]] = defaultdict(list)
-    for decision in decisions.values():
-        for node, assignment in decision.kept:
-            blueprint = blueprint_or_none(decision.plan, assignment.release)
-            demand = blueprint.demand if blueprint else NO_DEMAND
-            holdings[node].append(
-                Holding(
-                    assignment.service, demand, assignment.id not in decision.outgoing, assignment.id, assignment.slot
-                )
-            )
-    return [
-        Node(
-            name,
-            host.report.capacity if host.report else Capacity(),
-            host.attributes,
-            holdings[name],
-            host.why,
-        )
-        for name, host in hosts.by_name.items()
-    ]
-
-
-def _node_plans(decisions: Mapping[str, Decision | _Untouched], view: View, hosts: Hosts) -> dict[str, NodePlan]:
-    """The plan of every node that is there or was; a node that was given up and whose report is gone needs none."""
-    assigned: dict[str, list[Assignment]] = defaultdict(list)
-    specs: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for name, decision in decisions.items():
-        numbered = {release.number: release.spec for release in decision.plan.releases}
-        for node, assignment in decision.kept:
-            assigned[node].append(assignment)
-            key = spec_key(name, assignment.release)
-            if key in specs[node]:
-                continue
-            before = view.node_plans.get(node)
-            spec = before.specs.get(key) if before else None  # the same object compares at once
-            if spec is None:
-                spec = numbered.get(assignment.release)
-            if spec is not None:
-                specs[node][key] = spec
-    plans: dict[str, NodePlan] = {}
-    for name, host in hosts.by_name.items():
-        known = name in view.node_plans
-        if host.condition is Condition.LOST:
-            if known and host.report is not None:
-                plans[name] = NodePlan(node=name, lost=True)
-        elif known or host.condition is not Condition.GONE:
-            plans[name] = NodePlan(
-                node=name,
-                replicas=sorted(assigned[name], key=lambda one: (one.service, str(one.slot), one.id)),
-                specs=specs[name],
-            )
-    return plans

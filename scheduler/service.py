@@ -1,158 +1,161 @@
-"""One service's decision: from its wish, its plan and its replicas to what changes, and what needs a place.
-
-`Decision` is made in two steps, because all services are placed in one batch: first `decide`, which keeps, stops and
-asks for replicas; then `finish`, which takes the placements in.
-"""
+"""The decision on a service that runs until told to stop: its slots, its rollout, and who leaves when it shrinks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from mesh.model import Assignment, Pending, Release, RolloutState, ServicePlan, Slot, SlotState, Want
+from mesh.model import Release, RolloutState, ServicePlan, Slot
 from mesh.scheduler import backoff, releases, rollout
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
-from mesh.scheduler.classify import Buckets, Replica, Seat, classify
-from mesh.scheduler.hosts import Condition, Host, Hosts
-from mesh.scheduler.placement import Placement, Refusal, Request
-from mesh.scheduler.plan import MAX_PENDING, Story
-from mesh.scheduler.sentences import ending
+from mesh.scheduler.classify import Buckets, Replica, Seat
+from mesh.scheduler.cluster import Cluster, Room, Site
+from mesh.scheduler.cluster import Replica as Lodger
+from mesh.scheduler.decision import Decision, Input, slot_order
+from mesh.scheduler.hosts import Condition, Host
+from mesh.scheduler.scale_down import first_to_go
 from mesh.scheduler.slots import Moves, Rules, retire, settle
+from mesh.units import format_numbers, parse_numbers
 from mesh.view import Wish
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """All that a decision about one service looks at; `wish` None: it was deleted; `scale` overrides its replicas."""
+class ServiceDecision(Decision):
+    """For `kind: service` and `global`."""
 
-    plan: ServicePlan
-    wish: Wish | None
-    scale: int | None
-    replicas: Sequence[Replica]
-    hosts: Hosts
-    watched_since: float  # when this leader began to look
-    now: float
-
-
-class Decision:
-    """What is decided for one service; `kept` are its assignments so far, by node."""
-
-    def __init__(self, given: Input) -> None:
-        self._given = given
-        self._now = given.now
-        self._story = Story(given.now)
-        self._pending: dict[Slot, list[str]] = {}
+    def __init__(self, given: Input, plan: ServicePlan, buckets: Buckets, wish: Wish) -> None:
+        super().__init__(given, plan)
+        self._wish = wish
+        self._newest = blueprint_of(plan.service, plan.releases[-1])
         self._goal: dict[Slot, Release] = {}
-        self._cause: dict[Slot, str] = {}
-        self.plan = given.plan
-        self.kept: list[tuple[str, Assignment]] = []
-        self.outgoing: set[str] = set()
-        """Ids of replicas that hold their room but are about to leave."""
-        self.requests: list[Request] = []
-        self.wake: list[float] = []
-        self._decide()
-
-    @property
-    def is_over(self) -> bool:
-        """The wish is gone and so are its replicas: the plan may go too."""
-        return self.plan.deleted and not self.kept
-
-    # ── the first step ───────────────────────────────────────────────────────────────────────
-
-    def _decide(self) -> None:
-        before = self.plan
-        buckets = classify(self._given.replicas)
-        wish = self._given.wish
-        if wish is None:
-            self._update(deleted=True, desired=0, pending=[], errors=[])
-            if not before.deleted:
-                self._story.tell("deleted: stopping all replicas", "", "the wish is gone")
-            self._carry_out(buckets, retire([*buckets.seats.values()], [], "deleted", all_at_once=True))
-            return
-        self._update(deleted=False)
-        self.plan = releases.accept(self.plan, wish, self._now)
-        self._tell_of_wish(before)
-        if not self.plan.releases:
-            self._carry_out(buckets, retire([*buckets.seats.values()], [], "no release", all_at_once=True))
-            return
+        self.update(claims=[], runs=[], next_run=0.0)
         vacated = self._count_failures(buckets)
-        seats, surplus = self._seats(buckets, wish)
-        for seat in seats[before.desired :]:
-            vacated.setdefault(seat.slot, self._size_cause(wish))
+        seats, surplus = self._seats(buckets)
+        for seat in seats:
+            vacated.setdefault(seat.slot, self._size_cause() if seat.slot in self._added else "")
         blueprint = self._advance_rollout(seats)
         base = releases.last_good(self.plan)
         manner = rollout.manner(blueprint, self._in_play(blueprint), len(seats), nothing_to_lose=base is None)
         self._choose_goals(seats, manner)
         moves = self._settle(seats, manner, vacated)
-        leaving = retire(surplus, seats, self._size_cause(wish), all_at_once=blueprint.spec.kind == "global")
-        moves.stop.update(leaving.stop)
-        self._carry_out(buckets, moves)
+        moves.stop.update(self._retired(seats, surplus))
+        for seat in buckets.seats.values():
+            self.carry_out((*seat.live, *seat.suspect, *seat.stopping), moves.stop, self._leaving)
         self._forget_old_failures(blueprint)
         self.plan = releases.publish(self.plan, blueprint, blueprint_of(self.plan.service, base) if base else None)
 
-    def _update(self, **fields: object) -> None:
-        self.plan = msgspec.structs.replace(self.plan, **fields)
+    def _leaving(self, replica: Replica) -> bool:
+        goal = self._goal.get(replica.slot)
+        return goal is None or not replica.fits(goal.hash)
 
-    def _tell_of_wish(self, before: ServicePlan) -> None:
-        plan = self.plan
-        if plan.errors and plan.errors != before.errors:
-            self._story.tell("refused the spec:", "; ".join(plan.errors), f"spec@{plan.spec_index}")
-        for release in plan.releases[len(before.releases) :]:
-            self._story.tell(f"release {release.number}", "", release.cause)
+    # ── who failed, and which slots there should be ──────────────────────────────────────────
 
     def _count_failures(self, buckets: Buckets) -> dict[Slot, str]:
         """Remembers who failed, for the back-off; returns why slots have become empty."""
-        vacated: dict[Slot, str] = {}
-        slots = dict(self.plan.slots)
+        vacated = {pending.slot: pending.cause for pending in self.plan.pending if pending.cause}
+        vacated.update(self.preempted(buckets))
         for replica in buckets.failed:
-            number = replica.assignment.release
-            release = next((one for one in self.plan.releases if one.number == number), self.plan.releases[-1])
-            slots[str(replica.slot)] = backoff.after_failure(
-                slots.get(str(replica.slot)),
-                blueprint_of(self.plan.service, release).spec.restart,
-                release=number,
-                node=replica.node,
-                placed=replica.assignment.placed,
-                unready_since=replica.since,
-                now=self._now,
-            )
+            self.count_failure(replica)
             vacated[replica.slot] = f"{replica.id} failed"
-            self._story.tell("failed:", f"{replica.id} on {replica.node}{ending(replica.report)}")
         for replica in buckets.lost:
             vacated[replica.slot] = f"{replica.node} lost"
-            self._story.tell("lost:", f"{replica.id} on {replica.node}", f"{replica.node} lost")
-        self._update(slots=slots)
+            self.story.tell("lost:", f"{replica.id} on {replica.node}", f"{replica.node} lost")
         return vacated
 
-    def _seats(self, buckets: Buckets, wish: Wish) -> tuple[list[Seat], list[Seat]]:
-        """The slots that the service should have, and those beyond."""
-        newest = blueprint_of(self.plan.service, self.plan.releases[-1])
-        if newest.spec.kind == "global":
-            wanted: Sequence[Slot] = [host.name for host in self._given.hosts.by_name.values()
-                                      if _belongs(host, newest, buckets)]  # fmt: skip
-        else:
-            asked = self.plan.desired if wish.spec is None or self.plan.errors else wish.spec.replicas
-            wanted = range(1, (asked if self._given.scale is None else self._given.scale) + 1)
-        if len(wanted) != self.plan.desired and self._given.plan.releases:
-            self._story.tell(f"scaled from {self.plan.desired} to {len(wanted)}", "", self._size_cause(wish))
-        self._update(desired=len(wanted))
-        inside = set(wanted)
-        surplus = [buckets.seats[slot] for slot in sorted(buckets.seats.keys() - inside, key=_order)]
+    def _seats(self, buckets: Buckets) -> tuple[list[Seat], list[Seat]]:
+        """The slots that the service should have, and those that it should have no longer."""
+        is_global = self._newest.spec.kind == "global"
+        before = self._slots_before()
+        wanted: Sequence[Slot] = self._eligible(buckets) if is_global else self._counted(before, buckets)
+        if len(wanted) != self.plan.desired and self.given.plan.releases:
+            self.story.tell(f"scaled from {self.plan.desired} to {len(wanted)}", "", self._size_cause())
+        in_row = is_global or wanted == [*range(1, len(wanted) + 1)]
+        numbers = [slot for slot in wanted if isinstance(slot, int)]
+        self.update(desired=len(wanted), seats="" if in_row else format_numbers(numbers))
+        self._added = set(wanted) - before
+        surplus = [buckets.seats[slot] for slot in sorted(buckets.seats.keys() - set(wanted), key=slot_order)]
         return [buckets.seat(slot) for slot in wanted], surplus
 
-    def _size_cause(self, wish: Wish) -> str:
+    def _slots_before(self) -> set[Slot]:
+        if self.plan.seats:
+            return {*parse_numbers(self.plan.seats)}
+        return {*range(1, self.plan.desired + 1)}
+
+    def _counted(self, before: Collection[Slot], buckets: Buckets) -> list[Slot]:
+        """The slots it had; more are the lowest free ones, and of too many the least useful go."""
+        wish, scale = self._wish, self.given.scale
+        asked = self.plan.desired if wish.spec is None or self.plan.errors else wish.spec.replicas
+        count = asked if scale is None else scale
+        slots = {slot for slot in before if isinstance(slot, int)}
+        free = (slot for slot in itertools.count(1) if slot not in slots)
+        added = [*itertools.islice(free, max(0, count - len(slots)))]
+        if len(slots) > count:
+            slots -= self._first_to_go(slots, len(slots) - count, buckets)
+        return sorted([*slots, *added])
+
+    def _first_to_go(self, slots: Collection[int], count: int, buckets: Buckets) -> set[int]:
+        """Slots without a replica, the highest first; then as `first_to_go` says."""
+        sitting = {slot: best for slot in slots if slot in buckets.seats and (best := buckets.seats[slot].best())}
+        empty = sorted((slot for slot in slots if slot not in sitting), reverse=True)[:count]
+        hosts = self.given.scene.hosts.by_name
+        sites = {
+            node: Site(node, host.room, host.attributes, draining=host.condition is Condition.DRAINING)
+            for node in {replica.node for replica in sitting.values()}
+            for host in [hosts[node]]
+        }
+        lodgers = [
+            Lodger("", "", 0, node, demand=demand) for node in sites for demand in self.given.scene.demands(node)
+        ]
+        newest = self.plan.releases[-1].hash
+        candidates = [
+            Lodger(
+                replica.id,
+                self.plan.service,
+                slot,
+                replica.node,
+                state=replica.state,
+                current=replica.hash == newest,
+                since=replica.assignment.placed,
+                demand=self._newest.demand,
+            )
+            for slot, replica in sitting.items()
+        ]
+        spread = self._newest.spec.placement.spread
+        label = spread[0].label if spread else "zone"
+        going = first_to_go(candidates, count - len(empty), label, sites, Room(Cluster(sites, {}), lodgers))
+        return {*empty, *(one.slot for one in going if isinstance(one.slot, int))}
+
+    def _eligible(self, buckets: Buckets) -> list[Slot]:
+        hosts = self.given.scene.hosts.by_name.values()
+        return [host.name for host in hosts if _belongs(host, self._newest, buckets)]
+
+    def _retired(self, seats: Sequence[Seat], surplus: Sequence[Seat]) -> dict[str, str]:
+        """Who stops because the service should not have its slot: id → cause. A drain stops globals last."""
+        if self._newest.spec.kind != "global":
+            return retire(surplus, seats, self._size_cause(), all_at_once=False).stop
+        stop: dict[str, str] = {}
+        for seat in surplus:
+            host = self.given.scene.hosts.by_name.get(str(seat.slot))
+            drained = host is not None and host.condition is Condition.DRAINING
+            if not drained or seat.slot not in self.given.scene.busy:
+                cause = f"drain of {seat.slot}" if drained else f"{seat.slot} is not eligible"
+                stop.update(retire([seat], seats, cause, all_at_once=True).stop)
+        return stop
+
+    def _size_cause(self) -> str:
         """What says how many replicas there should be."""
-        return f"spec@{wish.index}" if self._given.scale is None else f"scale={self._given.scale}"
+        return f"spec@{self._wish.index}" if self.given.scale is None else f"scale={self.given.scale}"
+
+    # ── the rollout ──────────────────────────────────────────────────────────────────────────
 
     def _advance_rollout(self, seats: Sequence[Seat]) -> Blueprint:
         """Moves the rollout on; returns the blueprint of the release that the service should run from now on."""
-        plan, now = self.plan, self._now
+        plan, now = self.plan, self.given.scene.now
         target, base = plan.releases[-1], releases.last_good(plan)
         blueprint = blueprint_of(plan.service, target)
         update = blueprint.spec.update
-        tried = self._tried(target.hash)
+        tried = self.tried(target.hash)
         healthy = {seat.slot for seat in seats if seat.healthy(update.min_healthy, now, target.hash)}
         trying_since = [
             tried[str(seat.slot)].since if str(seat.slot) in tried else min(
@@ -161,35 +164,30 @@ class Decision:
             for seat in seats
             if seat.slot not in healthy and (str(seat.slot) in tried or seat.has(target.hash))
         ]  # fmt: skip
-        seen = rollout.Progress(len(healthy), len(seats), trying_since, self._given.watched_since)
+        seen = rollout.Progress(len(healthy), len(seats), trying_since, self.given.scene.watched_since)
         state, why = rollout.advance(plan.rollout, update, seen, now)
         if why and base is not None and rollout.may_roll_back(update, target, base):
             release = rollout.rollback(target, base, now)
             self.plan = releases.start(self.plan, release, now, f"release {target.number}: {why}; rolled back")
-            self._story.tell(f"release {target.number} failed: {why}; rolling back to release {base.number}", "")
+            self.story.tell(f"release {target.number} failed: {why}; rolling back to release {base.number}", "")
             return self._advance_rollout(seats)
         if why:
             state = rollout.fail(state, update, target, base, why, now)
-            self._story.tell(state.message, "")
+            self.story.tell(state.message, "")
         elif state.state is RolloutState.IDLE:
             if plan.rollout.state is not RolloutState.IDLE:
-                self._story.tell(f"release {target.number} is in force", "", target.cause)
+                self.story.tell(f"release {target.number} is in force", "", target.cause)
             if target.rollback_of:  # why it came to this stays to be read
                 state = msgspec.structs.replace(state, message=plan.rollout.message)
             self.plan = releases.mark_good(self.plan)
-        self._update(rollout=state)
+        self.update(rollout=state)
         deadline = rollout.next_deadline(state, update, seen)
         self.wake.extend([deadline] if deadline is not None else [])
         return blueprint
 
-    def _tried(self, hash: str) -> dict[str, SlotState]:
-        """The memory of slots that failed on releases with this hash."""
-        numbers = {release.number for release in self.plan.releases if release.hash == hash}
-        return {slot: state for slot, state in self.plan.slots.items() if state.release in numbers}
-
     def _in_play(self, newest: Blueprint) -> list[Blueprint]:
         """The blueprints of all releases that run, or may be started."""
-        numbers = {replica.assignment.release for replica in self._given.replicas}
+        numbers = {replica.assignment.release for replica in self.given.replicas}
         if (base := releases.last_good(self.plan)) is not None:
             numbers.add(base.number)
         known = (blueprint_or_none(self.plan, number) for number in numbers)
@@ -201,7 +199,8 @@ class Decision:
         if plan.rollout.state is RolloutState.IDLE or base is None:
             self._goal = {seat.slot: target for seat in seats}
             return
-        inside = rollout.admitted(seats, plan.rollout, target, self._tried(target.hash), manner, self._now)
+        now = self.given.scene.now
+        inside = rollout.admitted(seats, plan.rollout, target, self.tried(target.hash), manner, now)
         numbered = {release.number: release for release in plan.releases}
         for seat in seats:
             best = seat.best()
@@ -209,95 +208,29 @@ class Decision:
             self._goal[seat.slot] = target if seat.slot in inside else stays
 
     def _settle(self, seats: Sequence[Seat], manner: rollout.Manner, vacated: Mapping[Slot, str]) -> Moves:
-        plan, now = self.plan, self._now
-        tried = {release.hash: self._tried(release.hash) for release in self._goal.values()}
-        retry_at = {slot: backoff.retry_at(tried[goal.hash].get(str(slot)), now) for slot, goal in self._goal.items()}
-        moves = settle(seats, Rules(self._goal, manner, retry_at, vacated, now))
+        scene = self.given.scene
+        tried = {release.hash: self.tried(release.hash) for release in self._goal.values()}
+        retry_at = {
+            slot: backoff.retry_at(tried[goal.hash].get(str(slot)), scene.now) for slot, goal in self._goal.items()
+        }
+        moves = settle(seats, Rules(self._goal, manner, retry_at, vacated, scene.now))
         for slot, cause in moves.fill.items():
-            self._cause[slot] = cause
-            failed = plan.slots.get(str(slot))
-            needed = blueprint_of(plan.service, self._goal[slot])
-            pinned = plan.pins.get(str(slot)) if needed.spec.volumes else None
-            only = slot if isinstance(slot, str) else pinned
-            avoid = frozenset([failed.node] if failed else [])
-            self.requests.append(Request(plan.service, slot, needed, only=only, avoid=avoid))
+            self.ask(slot, self._goal[slot], cause)
         for slot, why in moves.wait.items():
-            self._pending[slot] = [self._explained(slot, why)]
+            self.wait(slot, self.explained(slot, why), vacated.get(slot, ""))
         for seat in seats:
             if seat.suspect and not seat.live:
-                host = self._given.hosts.by_name[seat.suspect[0].node]
-                self._pending[seat.slot] = [self._given.hosts.frozen or f"{host.name} {host.why}"]
+                host = scene.hosts.by_name[seat.suspect[0].node]
+                self.wait(seat.slot, scene.hosts.frozen or f"{host.name} {host.why}")
         self.wake.extend(moves.wake)
         return moves
-
-    def _explained(self, slot: Slot, why: str) -> str:
-        state = self.plan.slots.get(str(slot))
-        if state is None:
-            return why
-        times = "once" if state.failures == 1 else f"{state.failures} times"
-        return f"{why}: failed {times}, last on {state.node}"
-
-    def _carry_out(self, buckets: Buckets, moves: Moves) -> None:
-        """Keeps what has not ended; tells those to stop that must."""
-        for seat in buckets.seats.values():
-            for replica in (*seat.live, *seat.suspect, *seat.stopping):
-                assignment = replica.assignment
-                cause = moves.stop.get(replica.id)
-                if cause is not None:
-                    assignment = msgspec.structs.replace(assignment, want=Want.STOP, cause=cause)
-                    self._story.tell("stopping", f"{replica.id} on {replica.node}", cause)
-                goal = self._goal.get(replica.slot)
-                if assignment.want is Want.STOP or goal is None or not replica.fits(goal.hash):
-                    self.outgoing.add(replica.id)
-                self.kept.append((replica.node, assignment))
 
     def _forget_old_failures(self, blueprint: Blueprint) -> None:
         """A slot's failures count until it has been well for long, has another goal, or is no more."""
         hashes = {release.number: release.hash for release in self.plan.releases}
         goals = {str(slot): goal.hash for slot, goal in self._goal.items()}
-        self._update(slots={
-            slot: state for slot, state in self.plan.slots.items()
-            if slot in goals and hashes.get(state.release) == goals[slot]
-            and not backoff.is_over(state, blueprint.spec.restart, self._now)
-        })  # fmt: skip
-
-    def take_vip(self, vip: str | None, why_none: str) -> None:
-        """Takes its virtual IP; without one nothing is placed."""
-        self._update(vip=vip or "")
-        if vip is None:
-            for request in self.requests:
-                self._pending[request.slot] = [why_none]
-            self.requests = []
-
-    # ── the second step ──────────────────────────────────────────────────────────────────────
-
-    def finish(self, answers: Sequence[Placement | Refusal], new_replica_id: Callable[[str, Slot], str]) -> None:
-        """Takes in where the requested replicas go, or why nowhere."""
-        pins = dict(self.plan.pins)
-        were_pending = {pending.slot for pending in self.plan.pending}
-        for answer in answers:
-            slot = answer.request.slot
-            if isinstance(answer, Refusal):
-                self._pending[slot] = answer.sentences()
-                if slot not in were_pending:
-                    self._story.tell("pending:", f"slot {slot}: {'; '.join(self._pending[slot])}")
-                continue
-            assignment = Assignment(
-                id=new_replica_id(self.plan.service, slot),
-                service=self.plan.service,
-                slot=slot,
-                release=self._goal[slot].number,
-                cause=self._cause[slot],
-                placed=self._now,
-            )
-            self.kept.append((answer.node, assignment))
-            self._story.tell("placed", f"{assignment.id} on {answer.node}", assignment.cause)
-            if answer.request.blueprint.spec.volumes:
-                pins[str(slot)] = answer.node
-        pending = [Pending(slot=slot, reasons=self._pending[slot]) for slot in sorted(self._pending, key=_order)]
-        self._update(pending=pending[:MAX_PENDING], pins=pins)
-        in_use = {assignment.release for _, assignment in self.kept}
-        self.plan = self._story.added_to(releases.prune(self.plan, in_use))
+        same = {slot for slot, state in self.plan.slots.items() if hashes.get(state.release) == goals.get(slot)}
+        self.keep_failures(blueprint.spec.restart, same & goals.keys())
 
 
 def _belongs(host: Host, blueprint: Blueprint, buckets: Buckets) -> bool:
@@ -310,7 +243,3 @@ def _belongs(host: Host, blueprint: Blueprint, buckets: Buckets) -> bool:
     return not blueprint.refuses(host.attributes.get("runtime", "")) and all(
         constraint.allows(host.attributes) for constraint in blueprint.constraints
     )
-
-
-def _order(slot: Slot) -> tuple[bool, int, str]:
-    return (True, 0, slot) if isinstance(slot, str) else (False, slot, "")

@@ -91,6 +91,11 @@ class Replica:
     def wanted(self) -> bool:
         return self.listed and self.assignment.want is Want.RUN
 
+    @property
+    def needless(self) -> bool:
+        """Not even its output is of use."""
+        return not self.listed or self.assignment.want is Want.STOP
+
     def enter(self, state: ReplicaState, now: Moment, message: str = "") -> None:
         if not may_follow(self.state, state):
             raise AssertionError(f"{self.id}: {self.state} cannot become {state}")
@@ -399,7 +404,7 @@ def _bury(replica: Replica) -> Action | None:
     if replica.unexplained:
         replica.unexplained = False
         return Explain(replica.id)
-    if not replica.wanted and not replica.removed:
+    if replica.needless and not replica.removed:
         return Remove(replica.id)
     if replica.instance and replica.instance.state is InstanceState.RUNNING:
         return Signal(replica.id, "SIGKILL", 0.0)  # it started after all, too late

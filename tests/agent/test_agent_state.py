@@ -204,6 +204,14 @@ def test_a_finished_job_is_stopped_with_its_code(machine: Machine) -> None:
     machine.running({"name": "web", "image": "x", "kind": "job"})
     assert machine.seen(instance(InstanceState.EXITED, exit_code=0)) == []
     assert (machine.report().state, machine.report().message) == ("stopped", "completed")
+    assert machine.handle(plan(assignment(want=Want.KEEP))) == [], "its output is of use"
+    assert machine.handle(plan()) == [Remove(ID)]
+
+
+def test_what_has_ended_is_never_started_where_it_is_only_kept(machine: Machine) -> None:
+    machine.seen()
+    assert machine.handle(plan(assignment(want=Want.KEEP))) == []
+    assert machine.report().state == "stopped"
 
 
 def test_a_start_that_fails_fails_the_replica_and_leftovers_are_removed(machine: Machine) -> None:

@@ -202,7 +202,7 @@ async def test_a_mistake_of_ours_gives_the_lead_to_whoever_fares_better(monkeypa
     await add_node(store)
     await wish(store, replicas=1)
     first, second = scheduler(store, "s1"), scheduler(store, "s2")
-    monkeypatch.setattr(first, "_new_id", None)
+    monkeypatch.setattr(first, "_clock", None)
     async with running(first):
         await until(lambda: _value(first, "mesh_scheduler_terms") == 1)
         async with running(second):

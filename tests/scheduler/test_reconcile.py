@@ -142,7 +142,7 @@ def test_a_plan_that_would_outgrow_one_value_of_the_store_is_not_made() -> None:
         ({"replicas": -1}, "replicas"),
         ({"replicaz": 1}, "unknown field"),
         ({"placement": {"constraints": ["zone ~ eu"]}}, "placement.constraints.0"),
-        ({"kind": "job"}, "does not run kind job"),
+        ({"kind": "cron", "schedule": {"cron": "0 0 31 2 *"}}, "February has no day 31"),
         ({"env": {"TEXT": "x" * 70_000}}, "move large values"),
     ],
 )
@@ -276,28 +276,81 @@ def test_a_replica_that_is_not_ready_is_not_replaced() -> None:
 # ── scaling and deleting ─────────────────────────────────────────────────────────────────────
 
 
-def test_scaling_keeps_the_lowest_slots_and_makes_no_release() -> None:
+def test_scaling_makes_no_release() -> None:
     world = settled(World(3), replicas=5)
-    kept = world.ready()[:2]
+    kept = world.ready()
     world.apply(replicas=2)
     world.settle()
-    assert world.ready() == kept
+    assert set(world.ready()) < set(kept)
     assert len(world.plans["web"].releases) == 1
     assert "scaled from 5 to 2" in world.events()
 
 
-def test_scaling_down_keeps_a_surplus_replica_until_those_that_remain_are_ready() -> None:
-    world = settled(World(3), replicas=3)
-    first, second, third = world.ready()
-    world.set_ready(first, False)
+def test_new_replicas_take_the_lowest_free_slots() -> None:
+    world = settled(World(1), replicas=4)
+    for id in world.ready()[1:3]:
+        world.set_ready(id, False)
     world.run(1)
-    world.apply(replicas=1)
+    world.rescale("web", 2)
+    world.settle()
+    assert [report.slot for report in world.running()] == [1, 4]
+    assert world.plans["web"].seats == "1,4"
+    world.crash(world.ready()[1])
+    world.settle()
+    assert [report.slot for report in world.running()] == [1, 4], "a slot stays with its service"
+    world.rescale("web", 3)
+    world.settle()
+    assert [report.slot for report in world.running()] == [1, 2, 4]
+    world.rescale("web", 5)
+    world.settle()
+    assert [report.slot for report in world.running()] == [1, 2, 3, 4, 5]
+    assert world.plans["web"].seats == ""
+
+
+def test_those_on_drained_nodes_go_first_then_those_that_are_not_ready() -> None:
+    world = settled(World(3), replicas=3)
+    unready = world.ready()[0]
+    world.set_ready(unready, False)
+    world.run(1)
+    world.rescale("web", 2)
+    world.settle()
+    assert unready not in world.ready()
+    first, second = world.ready()
+    world.set_node(world.node_of(second), "drain")
+    world.rescale("web", 1)
+    world.settle()
+    assert world.ready() == [first]
+
+
+def test_the_last_ready_one_in_a_zone_stays_and_the_emptiest_node_is_left() -> None:
+    world = World(4)
+    for number, zone in enumerate(("a", "a", "a", "b"), start=1):
+        world.nodes[f"n{number}"].labels = {"zone": zone}
+    settled(world, replicas=4)
+    world.apply("other", replicas=1, resources={"cpu": 1}, placement={"constraints": ["name == n1"]})
+    world.apply("more", replicas=1, resources={"cpu": 1}, placement={"constraints": ["name == n3"]})
+    world.settle()
+    world.rescale("web", 3)
+    world.settle()
+    assert world.spread() == {"n1": 1, "n3": 1, "n4": 1}
+    world.rescale("web", 2)
+    world.settle()
+    assert "n4" in world.spread()
+
+
+def test_scaling_down_keeps_a_surplus_replica_until_those_that_remain_are_ready() -> None:
+    world = settled(World(2), replicas=2)
+    first, second = world.ready()
+    world.set_ready(first, False)
+    world.set_node(world.node_of(second), "pause")
+    world.run(1)
+    world.set_node(world.node_of(second), "drain")
+    world.rescale("web", 1)
     world.run(5)
     assert [report.id for report in world.running()] == [first, second]
     world.set_ready(first, True)
     world.run(5)
     assert world.ready() == [first]
-    assert third not in world.ready()
 
 
 def test_the_scale_key_wins_over_the_spec() -> None:

@@ -42,10 +42,11 @@ GI = 2**30
 
 @dataclass
 class Behaviour:
-    """How replicas of one command behave: seconds to get ready, to crash (None: never), to stop."""
+    """How replicas of one command behave: seconds to get ready, to crash, to be done (None: never), to stop."""
 
     ready_after: float | None = 0.5
     crash_after: float | None = None
+    done_after: float | None = None
     stop_after: float = 0.2
 
 
@@ -85,6 +86,7 @@ class World:
         self.reconciles = 0
         self.last = Outcome()
         self.watch: Callable[[], None] | None = None
+        self.faults_expected = False
         self._ids = itertools.count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -148,6 +150,17 @@ class World:
                 )
                 self._report(node)
 
+    def finish(self, id: str) -> None:
+        """It exits with code 0: a job is done, anything else has failed."""
+        for node in self.nodes.values():
+            if id in node.replicas and not node.replicas[id].state.ended:
+                report = node.replicas[id]
+                is_job = self._specs[id].kind in ("job", "cron")
+                state = ReplicaState.STOPPED if is_job else ReplicaState.FAILED
+                if report.state is not ReplicaState.DRAINING:
+                    node.replicas[id] = msgspec.structs.replace(report, state=state, since=self.now, exit=Exit(code=0))
+                    self._report(node)
+
     def set_ready(self, id: str, ready: bool) -> None:
         for node in self.nodes.values():
             if (report := node.replicas.get(id)) and report.state in (ReplicaState.READY, ReplicaState.RUNNING):
@@ -193,7 +206,7 @@ class World:
         outcome = reconcile(view, self.now, self.new_id, self.memory)
         self.reconciles += 1
         self.last, self.memory = outcome, outcome.memory
-        assert not outcome.faults, outcome.faults
+        assert self.faults_expected or not outcome.faults, outcome.faults
         self.plans.update(outcome.services)
         self.node_plans.update(outcome.nodes)
         for service in outcome.removed_services:
@@ -265,12 +278,12 @@ class World:
         for id in list(node.replicas):
             if id not in planned and node.replicas[id].state.ended:
                 del node.replicas[id]
-            elif id not in planned or planned[id].want is Want.STOP:
+            elif id not in planned or planned[id].want is not Want.RUN:
                 self._stop(node, id)
         for id, assignment in planned.items():
             if id in node.replicas:
                 continue
-            if assignment.want is Want.STOP:
+            if assignment.want is not Want.RUN:
                 self._set(node, assignment, ReplicaState.STOPPED)
                 continue
             behaviour = self._behaviour(node, assignment)
@@ -281,6 +294,8 @@ class World:
                 self._after(ready, lambda id=id: self._move(node, id, ReplicaState.READY))  # type: ignore[misc]
             if behaviour.crash_after is not None:
                 self._after(behaviour.crash_after, lambda id=id: self.crash(id))  # type: ignore[misc]
+            if behaviour.done_after is not None:
+                self._after(behaviour.done_after, lambda id=id: self.finish(id))  # type: ignore[misc]
         self._report(node)
 
     def _stop(self, node: FakeNode, id: str) -> None:
@@ -381,7 +396,7 @@ class World:
 
     def check(self) -> None:
         """The invariants that hold after every reconcile."""
-        slots: dict[tuple[str, object], list[Assignment]] = defaultdict(list)
+        slots: dict[tuple[str, object, int], list[Assignment]] = defaultdict(list)
         ids: set[str] = set()
         for name, plan in self.node_plans.items():
             self._check_capacity(name, plan)
@@ -389,8 +404,8 @@ class World:
                 assert assignment.id not in ids, f"{assignment.id} is planned twice\n{self.story()}"
                 ids.add(assignment.id)
                 if assignment.want is Want.RUN:
-                    slots[assignment.service, assignment.slot].append(assignment)
-        for (service, slot), assignments in slots.items():
+                    slots[assignment.service, assignment.slot, assignment.run].append(assignment)
+        for (service, slot, _), assignments in slots.items():
             assert len(assignments) <= 2, f"{service} slot {slot} has {len(assignments)} replicas\n{self.story()}"
         for node in self.nodes.values():
             self._check_volumes(node)
@@ -414,7 +429,7 @@ class World:
         used: Counter[str] = Counter()
         ports: Counter[int] = Counter()
         running = {id for id, one in node.replicas.items() if not one.state.ended} if node.up else set()
-        for id in {assignment.id for assignment in plan.replicas} | running:
+        for id in {assignment.id for assignment in plan.replicas if assignment.want is not Want.KEEP} | running:
             spec = self._specs[id]
             used.update(spec.resources.counts, cpu=spec.resources.cpu, memory=spec.resources.memory)
             ports.update(port.host_port for port in spec.ports.values() if port.host_port)

@@ -1,0 +1,162 @@
+"""What the last look at the store found, so that the next one only thinks about what has changed since.
+
+The parts of a `View` that did not change are the same objects, so a comparison by identity tells. A look spares work
+and changes no decision: `reconcile` without it comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.model import Assignment, NodePlan, ReplicaReport, ServicePlan, Slot, Want
+from mesh.scheduler.classify import Replica
+from mesh.scheduler.decision import Decision
+from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
+from mesh.scheduler.placement import Node, Refusal, Request
+from mesh.view import View
+
+Muster = Mapping[str, Sequence[Replica]]
+"""A service's replicas by node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenancy:
+    """The replicas of one node, by service: what is planned there, with what is known of it."""
+
+    plan: NodePlan
+    sighting: Sighting | None
+    condition: Condition
+    replicas: Mapping[str, Sequence[Replica]]
+    complete: bool  # every release was known
+
+    def alive(self, id: str) -> bool:
+        return any(replica.id == id and not replica.state.ended for replicas in self.replicas.values()
+                   for replica in replicas)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A decision that changed nothing, what it was made of, and until when it holds.
+
+    `anywhere`: it depends on nodes where the service has nothing.
+    """
+
+    decision: Decision
+    muster: Muster
+    until: float
+    anywhere: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A request that found no place, and why."""
+
+    request: Request
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """All that is kept from one look to the next."""
+
+    tenancies: Mapping[str, Tenancy] = field(default_factory=dict)
+    musters: Mapping[str, Muster] = field(default_factory=dict)
+    settled: Mapping[str, Settled] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    parked: Mapping[tuple[str, Slot, int], Parked] = field(default_factory=dict)
+
+
+def tenancies(view: View, hosts: Hosts, memory: Memory, before: Look) -> dict[str, Tenancy]:
+    """Every planned node's replicas; those of nodes of which nothing changed are the same objects as before."""
+    found: dict[str, Tenancy] = {}
+    for node, plan in view.node_plans.items():
+        sighting, condition = memory.sightings.get(node), hosts.by_name[node].condition
+        known = before.tenancies.get(node)
+        if (
+            known is None
+            or known.plan is not plan
+            or known.sighting is not sighting
+            or known.condition is not condition
+            or not known.complete
+        ):
+            known = _tenancy(node, plan, sighting, condition, view.plans)
+        found[node] = known
+    return found
+
+
+def _tenancy(
+    node: str, plan: NodePlan, sighting: Sighting | None, condition: Condition, plans: Mapping[str, ServicePlan]
+) -> Tenancy:
+    reports = {report.id: report for report in sighting.seen.report.replicas} if sighting else {}
+    replicas: dict[str, list[Replica]] = {}
+    complete = True
+    for assignment in plan.replicas:
+        hash = _hash(assignment, plans.get(assignment.service))
+        complete = complete and bool(hash)
+        replica = _replica(assignment, node, condition, hash, reports.get(assignment.id), sighting)
+        replicas.setdefault(assignment.service, []).append(replica)
+    return Tenancy(plan, sighting, condition, replicas, complete)
+
+
+def _hash(assignment: Assignment, plan: ServicePlan | None) -> str:
+    releases = plan.releases if plan else ()
+    return next((release.hash for release in releases if release.number == assignment.release), "")
+
+
+def _replica(
+    assignment: Assignment,
+    node: str,
+    condition: Condition,
+    hash: str,
+    report: ReplicaReport | None,
+    sighting: Sighting | None,
+) -> Replica:
+    standing = sighting.standing.get(assignment.id) if sighting else None
+    return Replica(
+        assignment,
+        node,
+        condition,
+        hash,
+        report,
+        ready=standing is not None and standing.ready and condition is not Condition.GONE,
+        since=standing.since if standing else assignment.placed,
+    )
+
+
+def musters(now: Mapping[str, Tenancy], before: Look) -> dict[str, Muster]:
+    """Every service's replicas; those of services of which no node changed are the same objects as before."""
+    found = dict(before.musters)
+    changed: dict[str, dict[str, Sequence[Replica]]] = {}
+    for node in now.keys() | before.tenancies.keys():
+        old, new = before.tenancies.get(node), now.get(node)
+        if old is new:
+            continue
+        old_replicas, new_replicas = old.replicas if old else {}, new.replicas if new else {}
+        for service in old_replicas.keys() | new_replicas.keys():
+            if service not in changed:
+                changed[service] = dict(found.get(service, {}))
+            if service in new_replicas:
+                changed[service][node] = new_replicas[service]
+            else:
+                del changed[service][node]
+    found.update(changed)
+    for service in [service for service, muster in changed.items() if not muster]:
+        del found[service]
+    return found
+
+
+def replicas_of(muster: Muster) -> list[Replica]:
+    return [replica for node in sorted(muster) for replica in muster[node]]
+
+
+def busy_nodes(now: Mapping[str, Tenancy], plans: Mapping[str, ServicePlan]) -> frozenset[str]:
+    """Drained nodes that still run something else than global services."""
+    return frozenset(node for node, tenancy in now.items()
+                     if tenancy.condition is Condition.DRAINING and any(_movable(tenancy, plans)))  # fmt: skip
+
+
+def _movable(tenancy: Tenancy, plans: Mapping[str, ServicePlan]) -> Iterator[bool]:
+    for service, replicas in tenancy.replicas.items():
+        if service not in plans or plans[service].kind != "global":
+            yield any(not one.state.ended and one.assignment.want is not Want.KEEP for one in replicas)
