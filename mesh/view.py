@@ -15,6 +15,7 @@ import msgspec
 from mesh import model
 from mesh.keys import Keys
 from mesh.spec.errors import SpecError
+from mesh.spec.route import parse_route_json
 from mesh.spec.service import ServiceSpec, parse_spec_json
 from mesh.spec.strict_json import DocumentError, parse_json
 from mesh.table import TableRoute
@@ -151,6 +152,13 @@ def _wish(name: str, entry: Entry) -> Wish:
         return Wish(None, tuple(error.errors), entry.modify_index)
 
 
+def _route(name: str, entry: Entry) -> TableRoute:
+    try:
+        return msgspec.convert(parse_route_json(entry.value, name).canonical(), TableRoute)
+    except SpecError as error:
+        raise ValueError("; ".join(error.errors)) from None
+
+
 def _scale(_: str, entry: Entry) -> int:
     """`5`, or `{"replicas": 5}`."""
     value = parse_json(entry.value)
@@ -173,7 +181,7 @@ class ViewReader:
         self._wishes = _Decoded(keys.services, _wish)
         self._scale = _Decoded(keys.scale(""), _scale)
         self._settings = _Decoded(keys.node_settings(""), _document(model.NodeSettings))
-        self._routes = _Decoded(keys.route(""), _document(TableRoute))
+        self._routes = _Decoded(keys.route(""), _route)
         self._plans = _Decoded(keys.planned_services, _document(model.ServicePlan))
         self._node_plans = _Decoded(keys.planned_nodes, _document(model.NodePlan))
         self._nodes = _Decoded(keys.observed_nodes, _node)

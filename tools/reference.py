@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mesh.spec.route import RouteSpec
 from mesh.spec.service import ServiceSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,12 +28,12 @@ END = "<!-- generated: end -->"
 # ── the spec ─────────────────────────────────────────────────────────────────────────────────
 
 
-def spec_reference() -> str:
-    """A table for the spec and for each part of it, in the order of the model."""
+def spec_reference(spec: type[BaseModel] = ServiceSpec, title: str = "The service") -> str:
+    """A table for a spec and for each part of it, in the order of the model."""
     sections: list[str] = []
     described: dict[type[BaseModel], str] = {}
-    for path, part in parts():
-        sections.append(f"## {f'`{path}`' if path else 'The service'}\n")
+    for path, part in parts(spec):
+        sections.append(f"## {f'`{path}`' if path else title}\n")
         if part in described:
             sections.append(f"As `{described[part]}`.\n")
             continue
@@ -174,7 +175,11 @@ def _names(option: Any) -> str:
 # ── files ────────────────────────────────────────────────────────────────────────────────────
 
 
-PAGES = {"spec.md": spec_reference, "cli.md": cli_reference}
+PAGES: dict[str, Callable[[], str]] = {
+    "spec.md": spec_reference,
+    "routes.md": lambda: spec_reference(RouteSpec, "The route"),
+    "cli.md": cli_reference,
+}
 
 
 def page(name: str) -> str:

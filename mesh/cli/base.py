@@ -130,6 +130,13 @@ class Mesh:
         if unknown := [name for name in names if name not in known]:
             raise Failed(*(f"there is no service {name!r}{suggestion(name, known)}" for name in unknown))
 
+    async def known_routes(self, names: Sequence[str]) -> None:
+        """Raises `Failed` for names that are no route, also none that cannot be read."""
+        prefix = self.keys.route("")
+        known = [key.removeprefix(prefix) for key in (await self.store.list(prefix)).entries] if names else []
+        if unknown := [name for name in names if name not in known]:
+            raise Failed(*(f"there is no route {name!r}{suggestion(name, known)}" for name in unknown))
+
 
 def seconds(flag: str, duration: str) -> float:
     """The seconds of a flag's duration; raises `Invalid`."""

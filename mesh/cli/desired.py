@@ -10,10 +10,11 @@ from mesh import console
 from mesh.cli.base import Failed, Invalid, Json, Mesh, Yes, command, seconds, with_mesh
 
 _PANEL = "Say what should run"
+_ROUTE = "route/"
 
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Follow until it is done or has failed.")]
 Timeout = Annotated[str, typer.Option("--timeout", metavar="DURATION", help="How long --wait waits.")]
-Services = Annotated[list[str], typer.Argument(metavar="SERVICE…", help="Names of services.")]
+Wishes = Annotated[list[str], typer.Argument(metavar="SERVICE|route/NAME…", help="Names of services, or of routes.")]
 
 
 @command(_PANEL, example="mesh apply examples/guestbook --wait")
@@ -27,46 +28,61 @@ async def apply(
     timeout: Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Write service specs. All are validated first: if one is wrong, none is written."""
+    """Write services and routes. All are validated first: if one is wrong, none is written."""
     from mesh.cli import wishes
     from mesh.cli.specs import read_specs
 
     longest = seconds("--timeout", timeout)
-    specs = read_specs(paths)
+    services, routes = read_specs(paths)
     view = await mesh.view()
-    results = await wishes.write(mesh, specs)
+    results = await wishes.write(mesh, [*services, *routes])
     if json:
-        console.print_json([{"service": name, "result": result} for name, result in results.items()])
-    for spec in specs:
+        console.print_json([
+            *({"service": spec.name, "result": results[wishes.label(spec)]} for spec in services),
+            *({"route": spec.name, "result": results[wishes.label(spec)]} for spec in routes),
+        ])  # fmt: skip
+    for name, result in results.items():
         if not json:
-            console.say(f"{spec.name}: {results[spec.name]}")
+            console.say(f"{name}: {result}")
+    for spec in services:
         if spec.name in view.scale and spec.kind == "service":
             console.note(f"{spec.name}: `mesh scale` holds it at {view.scale[spec.name]} replicas; "
                          f"`mesh scale {spec.name}=spec` gives the count back to the spec")  # fmt: skip
+    for sentence in wishes.lost_targets(routes, services, view):
+        console.note(f"warning: {sentence}; until there is, it answers 503")
     if wait:
-        await wishes.follow_rollouts(mesh, specs, view, longest)
+        await wishes.follow_rollouts(mesh, services, view, longest)
 
 
 @command(_PANEL, example="mesh delete web")
 @with_mesh
 async def delete(
-    mesh: Mesh, services: Services, yes: Yes = False, wait: Wait = False, timeout: Timeout = "10m", json: Json = False
+    mesh: Mesh, names: Wishes, yes: Yes = False, wait: Wait = False, timeout: Timeout = "10m", json: Json = False
 ) -> None:
-    """Take services away: their replicas are drained, then stopped."""
+    """Take services and routes away: replicas are drained, then stopped."""
     from mesh.cli import wishes
 
     longest = seconds("--timeout", timeout)
-    names = list(dict.fromkeys(services))
-    mesh.known_services(await mesh.view(), names)
-    _ask(f"Delete {', '.join(names)} and stop all replicas?", yes)
-    await wishes.remove(mesh, names)
+    names = list(dict.fromkeys(names))
+    routes = [name.removeprefix(_ROUTE) for name in names if name.startswith(_ROUTE)]
+    services = [name for name in names if not name.startswith(_ROUTE)]
+    view = await mesh.view()
+    await mesh.known_routes(routes)
+    if meant := [name for name in services if name in view.routes and name not in view.wishes]:
+        raise Failed(*(f"{name} is a route, no service: mesh delete {_ROUTE}{name}" for name in meant))
+    mesh.known_services(view, services)
+    _ask(f"Delete {', '.join(names)}{' and stop all replicas' if services else ''}?", yes)
+    await wishes.remove(mesh, services, routes)
     if json:
-        console.print_json([{"service": name, "result": "deleted"} for name in names])
+        console.print_json([
+            *({"service": name, "result": "deleted"} for name in services),
+            *({"route": name, "result": "deleted"} for name in routes),
+        ])  # fmt: skip
     else:
         for name in names:
             console.say(f"{name}: deleted")
     if wait:
-        await wishes.follow_removal(mesh, names, longest)
+        await wishes.follow_removal(mesh, services, longest)
 
 
 @command(_PANEL, example="mesh scale web=5 worker=spec")

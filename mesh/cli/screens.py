@@ -24,13 +24,13 @@ def nodes_json(view: View) -> Any:
 
 def show_services(view: View, now: float) -> None:
     services = [service_status(view, name) for name in service_names(view)]
-    if not services:
+    if services:
+        console.print_table(
+            ["service", "kind", "ready", "release", "rollout", "name", "vip", "age", "problems"],
+            [_service_row(service, now) for service in services],
+        )
+    else:
         console.note("no services yet; write one with: mesh apply FILE")
-        return
-    console.print_table(
-        ["service", "kind", "ready", "release", "rollout", "name", "vip", "age", "problems"],
-        [_service_row(service, now) for service in services],
-    )
     for problem in view.problems:
         console.note(f"warning: {problem}")
 

@@ -16,30 +16,41 @@ _PANEL = "Check and explain"
 def validate(
     paths: Annotated[list[str], typer.Argument(metavar="FILE…|DIR|-", help="As for mesh apply.")], json: Json = False
 ) -> None:
-    """Say everything that is wrong with specs, without a store."""
+    """Say everything that is wrong with services and routes, without a store."""
     from mesh.cli.specs import read_specs
     from mesh.spec.errors import SpecError
 
     try:
-        specs = read_specs(paths)
+        services, routes = read_specs(paths)
     except SpecError as error:
         if not json:
             raise
         console.print_json({"valid": False, "errors": error.errors})
         raise typer.Exit(2) from None
     if json:
-        console.print_json({"valid": True, "services": [spec.canonical() for spec in specs]})
+        console.print_json({
+            "valid": True,
+            "services": [spec.canonical() for spec in services],
+            "routes": [route.canonical() for route in routes],
+        })  # fmt: skip
         return
-    for spec in specs:
+    for spec in services:
         console.say(f"{spec.name}: valid ({spec.kind})")
+    for route in routes:
+        console.say(f"route/{route.name}: valid ({len(route.rules)} rule{'s' * (len(route.rules) != 1)})")
 
 
 @command(_PANEL, example="mesh schema > mesh-service.schema.json")
-def schema() -> None:
-    """JSON Schema of a service spec, for editors that complete and check it."""
-    from mesh.spec.schema import json_schema
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="service|route", help="Of which kind of spec.")] = "service",
+) -> None:
+    """JSON Schema of a service's or route's spec, for editors that complete and check it."""
+    from mesh.spec.schema import json_schema, route_schema
 
-    console.print_json(json_schema())
+    schemas = {"service": json_schema, "route": route_schema}
+    if kind not in schemas:
+        raise Invalid(f"there is no schema of {kind!r}: it is service or route")
+    console.print_json(schemas[kind]())
 
 
 @command(_PANEL, example="mesh version --json")

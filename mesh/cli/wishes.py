@@ -9,8 +9,10 @@ from mesh import console
 from mesh.cli import status
 from mesh.cli.base import Failed, Mesh
 from mesh.spec.errors import SpecError
+from mesh.spec.route import RouteSpec, parse_route_json
 from mesh.spec.service import ServiceSpec, parse_spec_json
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, Entry, Op
+from mesh.suggestion import suggestion
 from mesh.view import View
 
 _ATTEMPTS = 5
@@ -18,60 +20,91 @@ _TXN_BYTES = MAX_VALUE // 2
 """Of values in one transaction: its body has Consul's limit for one value, and base64 takes a third more."""
 
 
-async def write(mesh: Mesh, specs: Sequence[ServiceSpec]) -> dict[str, str]:
-    """Writes what differs from what is there; for each service `created`, `changed` or `unchanged`.
+Spec = ServiceSpec | RouteSpec
 
-    All or nothing, as far as one transaction goes: 64 services, or as many as have 256 KiB.
+
+def label(spec: Spec) -> str:
+    """How it is called where services and routes stand side by side."""
+    return f"route/{spec.name}" if isinstance(spec, RouteSpec) else spec.name
+
+
+async def write(mesh: Mesh, specs: Sequence[Spec]) -> dict[str, str]:
+    """Writes what differs from what is there; for each label `created`, `changed` or `unchanged`.
+
+    All or nothing, as far as one transaction goes: 64 keys, or as many as have 256 KiB.
 
     Raises:
-        Failed: if others write the same services all the time.
+        Failed: if others write the same keys all the time.
     """
-    bodies = {spec.name: json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode() for spec in specs}
+    bodies = {_key(mesh, spec): json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode() for spec in specs}
     results: dict[str, str] = {}
-    for batch in _batches(specs, bodies):
+    for batch in _batches(mesh, specs, bodies):
         for _ in range(_ATTEMPTS):
-            there = (await mesh.store.list(mesh.keys.services)).entries
+            there = {**(await mesh.store.list(mesh.keys.services)).entries,
+                     **(await mesh.store.list(mesh.keys.route(""))).entries}  # fmt: skip
             operations = []
             for spec in batch:
-                key = mesh.keys.service(spec.name)
+                key = _key(mesh, spec)
                 entry = there.get(key)
-                results[spec.name] = _result(spec, entry)
-                if results[spec.name] != "unchanged":
-                    operations.append(Op("cas", key, bodies[spec.name], index=entry.modify_index if entry else 0))
+                results[label(spec)] = _result(spec, entry)
+                if results[label(spec)] != "unchanged":
+                    operations.append(Op("cas", key, bodies[key], index=entry.modify_index if entry else 0))
             if not operations or (await mesh.store.txn(operations)).ok:
                 break
         else:
-            names = ", ".join(spec.name for spec in batch)
+            names = ", ".join(map(label, batch))
             raise Failed(f"{names}: others are writing them at the same time; try again")
     return results
 
 
-def _result(spec: ServiceSpec, entry: Entry | None) -> str:
+def _key(mesh: Mesh, spec: Spec) -> str:
+    return mesh.keys.route(spec.name) if isinstance(spec, RouteSpec) else mesh.keys.service(spec.name)
+
+
+def _result(spec: Spec, entry: Entry | None) -> str:
     """What becomes of the key when the spec is written."""
     if entry is None:
         return "created"
+    parse = parse_route_json if isinstance(spec, RouteSpec) else parse_spec_json
     try:
-        return "unchanged" if parse_spec_json(entry.value, spec.name) == spec else "changed"
+        return "unchanged" if parse(entry.value, spec.name) == spec else "changed"
     except SpecError:
         return "changed"
 
 
-def _batches(specs: Iterable[ServiceSpec], bodies: Mapping[str, bytes]) -> Iterator[list[ServiceSpec]]:
+def _batches(mesh: Mesh, specs: Iterable[Spec], bodies: Mapping[str, bytes]) -> Iterator[list[Spec]]:
     """As many at a time as one transaction takes."""
-    batch: list[ServiceSpec] = []
+    batch: list[Spec] = []
     size = 0
     for spec in specs:
-        if batch and (len(batch) == MAX_TXN_OPS or size + len(bodies[spec.name]) > _TXN_BYTES):
+        length = len(bodies[_key(mesh, spec)])
+        if batch and (len(batch) == MAX_TXN_OPS or size + length > _TXN_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(spec)
-        size += len(bodies[spec.name])
+        size += length
     if batch:
         yield batch
 
 
-async def remove(mesh: Mesh, names: Iterable[str]) -> None:
-    keys = [key for name in names for key in (mesh.keys.service(name), mesh.keys.scale(name))]
+def lost_targets(routes: Sequence[RouteSpec], services: Sequence[ServiceSpec], view: View) -> list[str]:
+    """Where routes lead to a port that no service has, neither one in the store nor one of `services`."""
+    known = {name: wish.spec for name, wish in view.wishes.items()} | {spec.name: spec for spec in services}
+    lost = []
+    for route in routes:
+        for number, rule in enumerate(route.rules):
+            for target in rule.to:
+                where = f"route {route.name}: rules.{number}: there is no"
+                if target.service not in known:
+                    lost.append(f"{where} service {target.service!r}{suggestion(target.service, known)}")
+                elif (spec := known[target.service]) is not None and target.port not in spec.ports:
+                    lost.append(f"{where} port {target.service}.{target.port}{suggestion(target.port, spec.ports)}")
+    return list(dict.fromkeys(lost))
+
+
+async def remove(mesh: Mesh, services: Iterable[str], routes: Iterable[str]) -> None:
+    keys = [key for name in services for key in (mesh.keys.service(name), mesh.keys.scale(name))]
+    keys += map(mesh.keys.route, routes)
     for start in range(0, len(keys), MAX_TXN_OPS):
         result = await mesh.store.txn([Op("delete", key) for key in keys[start : start + MAX_TXN_OPS]])
         if not result.ok:

@@ -45,7 +45,8 @@ def faults(spec: ServiceSpec, broken: Collection[str]) -> list[str]:
     return [fault for fields, check in _CHECKS if not fields & set(broken) for fault in check(spec)]
 
 
-def _label_fault(name: str, longest: int = 63) -> str | None:
+def label_fault(name: str, longest: int = 63) -> str | None:
+    """Why `name` is no DNS label as we take them."""
     if len(name) > longest:
         return f"must have at most {longest} characters, got {len(name)}"
     if not _LABEL.fullmatch(name):
@@ -55,7 +56,7 @@ def _label_fault(name: str, longest: int = 63) -> str | None:
 
 @_of("name")
 def _name(spec: ServiceSpec) -> Iterator[str]:
-    if fault := _label_fault(spec.name, MAX_NAME):
+    if fault := label_fault(spec.name, MAX_NAME):
         yield f"name: {fault}"
     if spec.name in RESERVED_NAMES:
         yield f"name: {spec.name!r} is a reserved name"
@@ -73,7 +74,7 @@ def _something_to_run(spec: ServiceSpec) -> Iterator[str]:
 def _ports(spec: ServiceSpec) -> Iterator[str]:
     used: dict[tuple[str, int, bool], str] = {}
     for name, port in spec.ports.items():
-        if fault := _label_fault(name, MAX_PORT_NAME):
+        if fault := label_fault(name, MAX_PORT_NAME):
             yield f"ports.{name[:60]}: a port's name {fault}"
         for field in ("port", "host_port"):
             number = getattr(port, field)
@@ -85,7 +86,7 @@ def _ports(spec: ServiceSpec) -> Iterator[str]:
 @_of("tags")
 def _tags(spec: ServiceSpec) -> Iterator[str]:
     for number, tag in enumerate(spec.tags):
-        if fault := _label_fault(tag):
+        if fault := label_fault(tag):
             yield f"tags.{number}: {fault}"
         elif tag in ("ready", "all"):
             yield f"tags.{number}: {tag!r} is a reserved word"
@@ -121,7 +122,7 @@ def _limits(spec: ServiceSpec) -> Iterator[str]:
 
 @_of("volumes", "mounts")
 def _paths(spec: ServiceSpec) -> Iterator[str]:
-    yield from (f"volumes.{name}: a volume's name {fault}" for name in spec.volumes if (fault := _label_fault(name)))
+    yield from (f"volumes.{name}: a volume's name {fault}" for name in spec.volumes if (fault := label_fault(name)))
     paths = [(f"volumes.{name}.path", volume.path) for name, volume in spec.volumes.items()]
     paths += [(f"mounts.{number}.path", mount.path) for number, mount in enumerate(spec.mounts)]
     first: dict[str, str] = {}

@@ -177,3 +177,16 @@ Cron = Annotated[str, BeforeValidator(_cron), WithJsonSchema({"type": "string", 
 Zone = Annotated[str, BeforeValidator(_zone), WithJsonSchema({"type": "string", "examples": ["UTC", "Europe/Berlin"]})]
 Signal = Annotated[str, BeforeValidator(_signal), WithJsonSchema({"type": "string", "examples": ["SIGTERM", "SIGINT"]})]
 HashOf = Annotated[str, *_text(r"client|header:[!-~]+|cookie:[!-~]+", "client, header:NAME or cookie:NAME", "client")]
+
+_DNS_NAME = r"[A-Za-z0-9_][-A-Za-z0-9_]*(\.[A-Za-z0-9_][-A-Za-z0-9_]*)*"
+RouteHost = Annotated[
+    str, *_text(rf"|\*|(\*\.)?{_DNS_NAME}", "a host such as shop.example.com or *.example.com", "shop.example.com")
+]
+HostAndPort = Annotated[
+    str, *_text(rf"({_DNS_NAME}|\[[0-9A-Fa-f:.]+\])(:[0-9]{{1,5}})?", "a host, perhaps with a port", "shop.example.com")
+]
+Method = Annotated[str, *_text(r"[A-Z][A-Z0-9_-]{0,31}", "a method such as GET", "GET")]
+HeaderName = Annotated[str, _like(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", "a header's name")]
+HeaderValue = Annotated[str, _like(r"[!-~]([\t -~]*[!-~])?", "a header's value")]
+RouteWeight = Annotated[int, *_whole(0, 1_000_000)]
+RateOf = Annotated[str, *_text(r"client|rule|header:[!-9;-~]+", "client, rule or header:NAME", "client")]

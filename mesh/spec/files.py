@@ -1,4 +1,4 @@
-"""Service specs from files: JSON, YAML 1.2 or TOML; one service per document, a list, or a `services:` mapping.
+"""Services and routes from files: JSON, YAML 1.2 or TOML; one per document, a list, or mappings `services:`, `routes:`.
 
 Every fault of every file is reported at once, as `file:line: path: sentence` where the line is known.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.spec.errors import SpecError
+from mesh.spec.route import RouteSpec, is_route, parse_route
 from mesh.spec.service import ServiceSpec, parse_spec
 from mesh.spec.strict_json import DocumentError, parse_json
 
@@ -23,7 +24,7 @@ MAX_FILE = 4 * 2**20
 class SpecSource:
     """A valid spec and the file that it came from."""
 
-    spec: ServiceSpec
+    spec: ServiceSpec | RouteSpec
     file: str
 
 
@@ -36,14 +37,14 @@ class Document:
 
 
 def read_specs(paths: Sequence[str], check: Callable[[ServiceSpec], object] | None = None) -> list[SpecSource]:
-    """All services in files, folders (their own files, not those of subfolders) and `-` (standard input).
+    """All services and routes in files, folders (their own files, not those of subfolders) and `-` (standard input).
 
-    `check` may find more faults in a spec, as a `SpecError`.
+    `check` may find more faults in a service, as a `SpecError`.
 
     Raises:
         SpecError: with every fault of every file.
     """
-    found: dict[str, SpecSource] = {}
+    found: dict[tuple[str, str], SpecSource] = {}
     errors: list[str] = []
     for path in paths:
         try:
@@ -53,9 +54,10 @@ def read_specs(paths: Sequence[str], check: Callable[[ServiceSpec], object] | No
             continue
         for file in files:
             for spec in _specs(file, check, errors):
-                if spec.name in found:
-                    errors.append(f"{file}: service {spec.name!r} is already in {found[spec.name].file}")
-                found[spec.name] = SpecSource(spec, file)
+                kind = "route" if isinstance(spec, RouteSpec) else "service"
+                if (kind, spec.name) in found:
+                    errors.append(f"{file}: {kind} {spec.name!r} is already in {found[kind, spec.name].file}")
+                found[kind, spec.name] = SpecSource(spec, file)
     if errors:
         raise SpecError(errors)
     return list(found.values())
@@ -95,7 +97,9 @@ def _files(path: str) -> list[str]:
     return files
 
 
-def _specs(file: str, check: Callable[[ServiceSpec], object] | None, errors: list[str]) -> Iterator[ServiceSpec]:
+def _specs(
+    file: str, check: Callable[[ServiceSpec], object] | None, errors: list[str]
+) -> Iterator[ServiceSpec | RouteSpec]:
     """The valid specs of one file; what is wrong goes into `errors`."""
     shown = _shown(file)
     try:
@@ -105,35 +109,50 @@ def _specs(file: str, check: Callable[[ServiceSpec], object] | None, errors: lis
         return
     count = 0
     for document in documents:
-        for prefix, name, body in _services(document.value):
+        for prefix, name, body in _bodies(document.value):
             count += 1
             try:
-                spec = parse_spec(body, name)
-                if check:
-                    check(spec)
+                spec = _parse(prefix, body, name, check)
             except SpecError as error:
                 errors += [_located(shown, prefix, sentence, document.lines) for sentence in error.errors]
             else:
                 yield spec
     if not count:
-        errors.append(f"{shown}: holds no service")
+        errors.append(f"{shown}: holds no service or route")
 
 
-def _services(value: Any) -> Iterator[tuple[str, str | None, Any]]:
-    """Path, name (if the key gives it) and body of each service in a document."""
-    if isinstance(value, dict) and set(value) == {"services"}:
-        if isinstance(value["services"], dict):
-            for name, body in value["services"].items():
-                yield f"services.{name}", str(name), body
-            return
-        value, prefix = value["services"], "services."
-    else:
-        prefix = ""
+def _parse(
+    path: str, body: Any, name: str | None, check: Callable[[ServiceSpec], object] | None
+) -> ServiceSpec | RouteSpec:
+    kind = path.partition(".")[0]
+    if kind == "routes" or (kind != "services" and is_route(body)):
+        return parse_route(body, name)
+    spec = parse_spec(body, name)
+    if check:
+        check(spec)
+    return spec
+
+
+def _bodies(value: Any) -> Iterator[tuple[str, str | None, Any]]:
+    """Path, name (if the key gives it) and body of each service and route in a document."""
+    if isinstance(value, dict) and value and value.keys() <= {"services", "routes"}:
+        for kind, bodies in value.items():
+            yield from _named(bodies, kind) if isinstance(bodies, dict) else _listed(bodies, f"{kind}.")
+    elif value is not None:
+        yield from _listed(value, "")
+
+
+def _named(bodies: dict[str, Any], kind: str) -> Iterator[tuple[str, str | None, Any]]:
+    for name, body in bodies.items():
+        yield f"{kind}.{name}", str(name), body
+
+
+def _listed(value: Any, prefix: str) -> Iterator[tuple[str, str | None, Any]]:
     if isinstance(value, list):
         for number, body in enumerate(value):
             yield f"{prefix}{number}", None, body
     elif value is not None:
-        yield "", None, value
+        yield prefix.rstrip("."), None, value
 
 
 def _located(file: str, prefix: str, sentence: str, lines: Mapping[str, int]) -> str:

@@ -1,8 +1,9 @@
-"""JSON Schema of a service spec, for editors that complete and check what is written."""
+"""JSON Schema of services and routes, for editors that complete and check what is written."""
 
 from typing import Any
 
 from mesh.spec.checks import MAX_NAME
+from mesh.spec.route import RouteSpec
 from mesh.spec.service import ServiceSpec
 
 _LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -34,6 +35,21 @@ def json_schema() -> dict[str, Any]:
         "examples": [
             {"name": "web", "image": "web:1.4", "replicas": 3, "ports": {"http": {"port": 80, "protocol": "http"}}}
         ],
+    }
+
+
+def route_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a route."""
+    schema = RouteSpec.model_json_schema(mode="validation")
+    schema["properties"]["name"] |= {"pattern": _LABEL, "examples": ["shop"]}
+    schema["$defs"]["RouteRule"]["oneOf"] = [{"required": ["to"]}, {"required": ["redirect"]}]
+    _tidy(schema)
+    target = {"service": "web", "port": "http"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mesh route",
+        **schema,
+        "examples": [{"name": "shop", "listen": "0.0.0.0:80", "rules": [{"host": "shop.example.com", "to": [target]}]}],
     }
 
 

@@ -24,20 +24,23 @@ class HashBalance(Part):
     """Requests alike in this go to the same replica."""
 
 
+RetryReasons = Annotated[
+    list[
+        Annotated[
+            Literal["connect-failure", "reset", "timeout"] | Status,
+            one_sentence("connect-failure, reset, timeout or a status 400..599"),
+        ]
+    ],
+    Field(max_length=64),
+]
+
+
 class Retries(Part):
     """Requests that are tried again, elsewhere."""
 
     attempts: Attempts = 2
     """Further tries after the first."""
-    on: Annotated[
-        list[
-            Annotated[
-                Literal["connect-failure", "reset", "timeout"] | Status,
-                one_sentence("connect-failure, reset, timeout or a status 400..599"),
-            ]
-        ],
-        Field(max_length=64),
-    ] = ["connect-failure", "reset", 502, 503]
+    on: RetryReasons = ["connect-failure", "reset", 502, 503]
     """After what; only what is safe to repeat is repeated."""
     budget: Share = 0.2
     """Most retries, as a share of the requests."""

@@ -42,6 +42,17 @@ def test_validate_tells_every_fault_of_every_file(mesh: Mesh, tmp_path: Path) ->
 
 def test_schema_is_json_schema(mesh: Mesh) -> None:
     assert mesh("schema").json["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert mesh("schema", "route").json["title"] == "mesh route"
+    assert mesh("schema", "rout").err == "error: there is no schema of 'rout': it is service or route\n"
+
+
+def test_validate_reads_routes(mesh: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(
+        "services: {web: {image: x}}\nroutes: {shop: {listen: '[::]:80', rules: [{to: [{service: web}]}]}}\n"
+    )
+    assert mesh("validate", "all.yaml").out == "web: valid (service)\nroute/shop: valid (1 rule)\n"
+    routes = mesh("validate", "all.yaml", "--json").json["routes"]
+    assert routes == [{"name": "shop", "listen": "[::]:80", "rules": [{"to": [{"service": "web"}]}]}]
 
 
 def test_version(mesh: Mesh) -> None:

@@ -113,6 +113,63 @@ def test_on_a_terminal_delete_and_scale_to_zero_ask(
     assert mesh("delete", "web", "--yes").code == 0
 
 
+# ── routes
+
+SHOP = """
+name: shop
+listen: 0.0.0.0:80
+rules:
+  - host: shop.example.com
+    to: [{service: web, port: http}]
+  - redirect: {scheme: https}
+"""
+
+
+def test_routes_are_applied_with_services(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
+    paths = files(tmp_path, all=f"{WEB}---{SHOP}")
+    applied = mesh("apply", *paths)
+    assert (applied.out, applied.err) == ("web: created\nroute/shop: created\n", "")
+    assert mesh("apply", *paths, "--json").json == [
+        {"service": "web", "result": "unchanged"}, {"route": "shop", "result": "unchanged"},
+    ]  # fmt: skip
+    assert kv.get(kv.keys.route("shop"))["rules"][0]["to"] == [{"service": "web"}]
+    files(tmp_path, all=f"{WEB}---{SHOP.replace('https', 'http')}")
+    assert mesh("apply", *paths).out == "web: unchanged\nroute/shop: changed\n"
+    assert mesh("delete", "shop").err == "error: shop is a route, no service: mesh delete route/shop\n"
+    assert mesh("delete", "route/shp").err == "error: there is no route 'shp' (did you mean 'shop'?)\n"
+    assert mesh("delete", "route/shop", "web", "--json").json == [
+        {"service": "web", "result": "deleted"}, {"route": "shop", "result": "deleted"},
+    ]  # fmt: skip
+    assert kv.get(kv.keys.route("shop")) is None
+    assert kv.get(kv.keys.service("web")) is None
+
+
+def test_apply_warns_of_routes_that_lead_nowhere_yet(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
+    result = mesh("apply", *files(tmp_path, shop=SHOP.replace("web, port: http", "wbe"), web=WEB))
+    assert result.code == 0
+    assert result.err == (
+        "warning: route shop: rules.0: there is no service 'wbe' (did you mean 'web'?); "
+        "until there is, it answers 503\n"
+    )
+    again = mesh("apply", *files(tmp_path, shop=SHOP.replace("port: http", "port: htpp")))
+    assert "there is no port web.htpp (did you mean 'http'?)" in again.err
+
+
+def test_apply_writes_no_service_if_a_route_is_wrong(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
+    result = mesh("apply", *files(tmp_path, web=WEB, shop=SHOP.replace("0.0.0.0:80", "80").replace("https", "ftp")))
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: shop.yaml:3: listen: must be an address of the host and a port, such as 0.0.0.0:80 or [::]:80, got 80",
+        "error: shop.yaml:7: rules.1.redirect.scheme: must be http or https, got 'ftp'",
+    ]
+    assert kv.get(kv.keys.service("web")) is None
+
+
+def test_a_route_that_someone_broke_is_shown(mesh: Mesh, kv: Kv) -> None:
+    kv.put(kv.keys.route("shop"), {"listen": "0.0.0.0:80", "rules": [{"path": "x"}]})
+    assert "/desired/routes/shop: rules.0.path: must be a path that begins with /" in mesh("status").err
+
+
 # ── --wait ───────────────────────────────────────────────────────────────────────────────────
 
 

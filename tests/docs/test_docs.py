@@ -12,7 +12,8 @@ from _pytest.mark import ParameterSet
 
 from mesh import keys
 from mesh.spec.files import parse_documents
-from mesh.spec.service import parse_spec
+from mesh.spec.route import RouteSpec, is_route, parse_route
+from mesh.spec.service import ServiceSpec, parse_spec
 from mesh.table import parse_table
 from tools import reference
 
@@ -35,9 +36,10 @@ def blocks(language: str) -> list[ParameterSet]:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_yaml_block_is_a_valid_service(block: str) -> None:
+def test_a_yaml_block_is_a_valid_spec(block: str) -> None:
     for document in parse_documents(block, ".yaml"):
-        parse_spec(document.value)
+        parse = parse_route if is_route(document.value) else parse_spec
+        parse(document.value)
 
 
 @pytest.mark.parametrize("block", blocks("json"))
@@ -66,7 +68,8 @@ def test_generated_parts_are_current(name: str) -> None:
 def test_every_field_of_the_spec_has_a_meaning() -> None:
     silent = [
         f"{path}.{name}".lstrip(".")
-        for path, part in reference.parts()
+        for spec in (ServiceSpec, RouteSpec)
+        for path, part in reference.parts(spec)
         for name, field in part.model_fields.items()
         if not field.description
     ]

@@ -13,7 +13,8 @@ from mesh.spec.service import ServiceSpec, SpecError
 
 def specs(tmp_path: Path, **files: str | bytes) -> dict[str, ServiceSpec]:
     """The services in files such as `web_yaml="…"`, by name."""
-    return {source.spec.name: source.spec for source in read_specs(write(tmp_path, **files))}
+    specs = (source.spec for source in read_specs(write(tmp_path, **files)))
+    return {spec.name: spec for spec in specs if isinstance(spec, ServiceSpec)}
 
 
 def write(tmp_path: Path, **files: str | bytes) -> list[str]:
