@@ -6,6 +6,7 @@ out and asked again, is empty. The places are chosen by the same engine as in th
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,9 +55,25 @@ def waiting_slots(outcome: Forecast) -> int:
     return sum(max(1, len(waiting.slots)) for waiting in outcome.waiting)
 
 
-def forecast(cluster: Cluster) -> Forecast:
-    """The end state of a cluster."""
-    return _Course(cluster).run()
+class Rest:
+    """A cluster in which nothing is left to do, looked at once for many questions about the loss of nodes."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        living = [one for one in cluster.replicas if one.holds_room and cluster.lives(one.node)]
+        self.nodes = engine_nodes(cluster, living)
+        self.services_on: dict[str, set[str]] = defaultdict(set)
+        for replica in living:
+            self.services_on[replica.node].add(replica.service)
+
+    def touched(self, cluster: Cluster) -> set[str]:
+        """The services that lose replicas, in a cluster that lost nodes meanwhile."""
+        lost = [name for name in self.services_on if not cluster.lives(name)]
+        return {service for name in lost for service in self.services_on[name]}
+
+
+def forecast(cluster: Cluster, rest: Rest | None = None) -> Forecast:
+    """The end state of a cluster; `rest`: what it was when nothing was left to do, before it lost nodes."""
+    return _Course(cluster, rest).run()
 
 
 def engine_nodes(
@@ -113,8 +130,9 @@ class _Round:
 class _Course:
     """The way to the end state: what is there now, and what has been decided so far."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, rest: Rest | None) -> None:
         self._cluster = cluster
+        self._rest = rest
         self._present = {replica.id: replica for replica in cluster.replicas
                          if replica.holds_room and cluster.lives(replica.node)}  # fmt: skip
         self._placed: dict[str, Replica] = {}
@@ -137,28 +155,38 @@ class _Course:
         )
 
     def _carry_out(self, decided: _Round) -> None:
+        self._rest = None
         for stopped in decided.stopped:
             del self._present[stopped.replica.id]
             if self._placed.pop(stopped.replica.id, None) is None:
                 self._stopped.append(stopped)
         for replica in decided.placed:
             self._present[replica.id] = self._placed[replica.id] = replica
+            self._pin(replica)
+
+    def _pin(self, replica: Replica) -> None:
+        """Its volumes, if it has any, are where it is."""
+        blueprint = self._cluster.services[replica.service].blueprint
+        if blueprint is not None and blueprint.spec.volumes:
             self._pins[replica.service, replica.slot] = replica.node
 
     def _decide(self) -> _Round:
+        services = self._cluster.services
+        if self._rest is not None:
+            services = {name: services[name] for name in self._rest.touched(self._cluster)}
         held: dict[str, list[Replica]] = defaultdict(list)
         for replica in self._present.values():
-            if replica.holds_slot:
+            if replica.holds_slot and (self._rest is None or replica.service in services):
                 held[replica.service].append(replica)
-        room = Room(self._cluster, self._present.values())
+        room = functools.cache(lambda: Room(self._cluster, self._present.values()))
         seatings = {name: seat(service, held.pop(name, []), self._cluster.sites, room)
-                    for name, service in sorted(self._cluster.services.items())}  # fmt: skip
+                    for name, service in sorted(services.items())}  # fmt: skip
         going = [Stopped(replica, why) for seating in seatings.values() for replica, why in seating.stop]
         going += [Stopped(replica, "the service is gone") for replicas in held.values() for replica in replicas]
         decided = self._place(seatings, {stopped.replica.id for stopped in going})
         decided.stopped += going
         last = [Stopped(replica, why) for seating in seatings.values() for replica, why in seating.after_others]
-        if last := self._when_alone(last, {stopped.replica.id for stopped in decided.stopped}):
+        if last and (last := self._when_alone(last, {stopped.replica.id for stopped in decided.stopped})):
             decided.stopped += last
             decided.settled = False
         return decided
@@ -171,7 +199,8 @@ class _Course:
         """
         leaving = {(name, old.slot): Stopped(old, why)
                    for name, seating in seatings.items() for old, why in seating.hand_over}  # fmt: skip
-        self._pins.update((seat, old.replica.node) for seat, old in leaving.items())
+        for old in leaving.values():
+            self._pin(old.replica)
         empty = [(name, slot) for name, seating in seatings.items() for slot in seating.fill]
         wanted = sorted([*leaving, *empty], key=lambda seat: (seat[0], slot_order(seat[1])))
         staying: dict[_Seat, Refusal] = {}
@@ -204,14 +233,16 @@ class _Course:
     ) -> list[Placement | Refusal]:
         if not seats:
             return []
-        nodes = engine_nodes(self._cluster, self._present.values(), without, outgoing)
+        if self._rest is not None and not without and not outgoing:
+            nodes = [node for node in self._rest.nodes if self._cluster.lives(node.name)]
+        else:
+            nodes = engine_nodes(self._cluster, self._present.values(), without, outgoing)
         return place([self._request(*seat) for seat in seats], nodes, self._cluster.strategy)
 
     def _request(self, name: str, slot: Slot) -> Request:
         service = self._cluster.services[name]
         assert service.blueprint is not None  # or nothing of it would be placed
-        pinned = self._pins.get((name, slot)) if service.blueprint.spec.volumes else None
-        only = str(slot) if service.kind == "global" else pinned
+        only = str(slot) if service.kind == "global" else self._pins.get((name, slot))
         return Request(name, slot, service.blueprint, only=only, avoid=self._avoid.get(name, frozenset()))
 
     def _when_alone(self, last: Sequence[Stopped], gone: Collection[str]) -> list[Stopped]:
@@ -236,7 +267,7 @@ class _Course:
         """A slot that its volumes pin has a reason for every node."""
         request = refusal.request
         pinned = self._pins.get((request.service, request.slot))
-        if pinned is None or not request.blueprint.spec.volumes:
+        if pinned is None:
             return refusal
         elsewhere = f"its volume is on {pinned}"
         reasons = {name: elsewhere for name, site in sorted(self._cluster.sites.items()) if not site.lost}
@@ -262,12 +293,15 @@ def _new_replica(placement: Placement) -> Replica:
 
 
 def _pins(cluster: Cluster) -> dict[_Seat, str]:
-    """The node of each slot's last replica, whatever became of it: its volumes are there."""
+    """The node of the last replica, whatever became of it, of each slot that has volumes."""
+    with_volumes = {name for name, service in cluster.services.items()
+                    if service.blueprint and service.blueprint.spec.volumes}  # fmt: skip
     last: dict[_Seat, tuple[bool, float, str]] = {}
     for replica in cluster.replicas:
-        seat, rank = (replica.service, replica.slot), (replica.holds_slot, replica.since)
-        if seat not in last or rank >= last[seat][:2]:
-            last[seat] = (*rank, replica.node)
+        if replica.service in with_volumes:
+            seat, rank = (replica.service, replica.slot), (replica.holds_slot, replica.since)
+            if seat not in last or rank >= last[seat][:2]:
+                last[seat] = (*rank, replica.node)
     return {seat: node for seat, (_, _, node) in last.items()}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh.model import Slot
@@ -26,18 +25,16 @@ class Seating:
     fill: list[Slot] = field(default_factory=list)
 
 
-def seat(service: Service, held: Sequence[Replica], sites: Mapping[str, Site], room: Room) -> Seating:
+def seat(service: Service, held: Sequence[Replica], sites: Mapping[str, Site], room: Callable[[], Room]) -> Seating:
     """The seating of a service; `held`: its replicas that hold a slot, on living nodes."""
     seating = Seating()
     if service.blueprint is None:
         return seating
-    seats: dict[Slot, list[Replica]] = defaultdict(list)
-    for replica in held:
-        seats[replica.slot].append(replica)
     keepers: dict[Slot, Replica] = {}
-    for slot, sitting in seats.items():
-        keepers[slot], *others = sorted(sitting, key=lambda replica: _keep_first(replica, sites))
-        seating.stop += [(other, "its slot is taken") for other in others]
+    for replica in held:
+        if (other := keepers.setdefault(replica.slot, replica)) is not replica:
+            keepers[replica.slot], loser = sorted((other, replica), key=lambda one: _keep_first(one, sites))
+            seating.stop.append((loser, "its slot is taken"))
     if service.kind == "global":
         _seat_globally(service.blueprint, keepers, sites, seating)
     elif service.kind != "cron":  # what runs of a cron service ends by itself
@@ -60,7 +57,7 @@ def _seat_counted(
     blueprint: Blueprint,
     keepers: dict[Slot, Replica],
     sites: Mapping[str, Site],
-    room: Room,
+    room: Callable[[], Room],
     seating: Seating,
 ) -> None:
     """As many as are desired: the lowest free slots are filled, or the surplus is stopped."""
@@ -70,7 +67,8 @@ def _seat_counted(
         seating.fill += itertools.islice(free, missing)
         return
     spread = blueprint.spec.placement.spread
-    for replica in first_to_go(list(keepers.values()), -missing, spread[0].label if spread else "zone", sites, room):
+    label = spread[0].label if spread else "zone"
+    for replica in first_to_go(list(keepers.values()), -missing, label, sites, room()):
         del keepers[replica.slot]
         seating.stop.append((replica, f"not needed: {service.desired} of {len(keepers) - missing} are desired"))
 

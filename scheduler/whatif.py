@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh.scheduler.cluster import Cluster, Replica, Room
-from mesh.scheduler.forecast import Forecast, Waiting, engine_nodes, forecast, waiting_slots
+from mesh.scheduler.forecast import Forecast, Rest, Waiting, engine_nodes, forecast, waiting_slots
 from mesh.scheduler.placement import Placement, Refusal, Request, place
 
 MAX_SETS = 5_000
@@ -38,28 +38,29 @@ class LoseAny:
 
 def lose_any(cluster: Cluster, k: int) -> LoseAny:
     """Tries all sets of `k` living nodes where their number allows; else the fullest nodes and a fixed random part."""
-    sets, exhaustive = _sets(cluster, k)
+    base = forecast(cluster)
+    sets, exhaustive = _sets(cluster, base, k)
+    rest = None if base.placed or base.stopped or base.waiting else Rest(cluster)
     lose: tuple[str, ...] = ()
     worst: Forecast | None = None
     for nodes in sets:
-        outcome = forecast(cluster.without(nodes))
+        outcome = forecast(cluster.without(nodes), rest)
         if worst is None or waiting_slots(outcome) > waiting_slots(worst):
             lose, worst = nodes, outcome
     waiting = worst.waiting if worst else ()
     return LoseAny(k, not waiting, exhaustive, lose, waiting)
 
 
-def _sets(cluster: Cluster, k: int) -> tuple[Iterator[tuple[str, ...]], bool]:
+def _sets(cluster: Cluster, base: Forecast, k: int) -> tuple[Iterator[tuple[str, ...]], bool]:
     names = sorted(name for name, site in cluster.sites.items() if not site.lost)
-    wanted = sum(service.desired for service in cluster.services.values())
-    affordable = max(1, min(MAX_SETS, MAX_WORK // max(1, len(cluster.replicas) + wanted + len(names))))
+    affordable = max(1, min(MAX_SETS, MAX_WORK // max(1, len(base.replicas) + len(names))))
     if math.comb(len(names), k) <= affordable:
         return itertools.combinations(names, k), True
-    return _some_sets(cluster, names, k, affordable), False
+    return _some_sets(cluster, base, names, k, affordable), False
 
 
-def _some_sets(cluster: Cluster, names: list[str], k: int, count: int) -> Iterator[tuple[str, ...]]:
-    room = Room(cluster, forecast(cluster).replicas)
+def _some_sets(cluster: Cluster, base: Forecast, names: list[str], k: int, count: int) -> Iterator[tuple[str, ...]]:
+    room = Room(cluster, base.replicas)
     fullest = sorted(names, key=lambda name: (-room.load(name), name))
     yield tuple(sorted(fullest[:k]))
     chance = random.Random(0)  # the same question has the same answer
