@@ -23,6 +23,7 @@ from mesh.metrics import Family, Sample
 if TYPE_CHECKING:
     from mesh.proxy.exchange import Exchange
     from mesh.proxy.http1 import Request
+    from mesh.proxy.l4 import TcpSession
 
 log = logging.getLogger(__name__)
 
@@ -132,20 +133,25 @@ class AccessLog:
             line.host, line.path = _text(request.asked_host), _path(request)
         self._write(line)
 
-    def session(
-        self, *, client: str, service: str, port: str, reason: str, bytes_in: int, bytes_out: int, began: float,
-        tries: int, endpoint: str,
-    ) -> None:  # fmt: skip
-        """A TCP session has ended that began at `began` (monotonic seconds)."""
-        if not reason and self._sample < 1.0 and random() >= self._sample:
+    def session(self, session: TcpSession) -> None:
+        """A TCP session has ended."""
+        if not session.reason and self._sample < 1.0 and random() >= self._sample:
             return
         self._write(
             Line(
-                time=self._now(), kind="tcp", client=client, service=service, port=port, reason=reason,
-                bytes_in=bytes_in, bytes_out=bytes_out, duration=round(time.monotonic() - began, 6), tries=tries,
-                endpoint=endpoint,
+                time=self._now(),
+                kind="tcp",
+                client=session.address[0],
+                service=session.backend.service,
+                port=session.backend.port,
+                reason=session.reason,
+                bytes_in=session.bytes_in,
+                bytes_out=session.bytes_out,
+                duration=round(time.monotonic() - session.started, 6),
+                tries=session.tries,
+                endpoint=session.endpoint,
             )
-        )  # fmt: skip
+        )
 
     def _now(self) -> str:
         now = time.time()

@@ -76,6 +76,8 @@ class Context:
 
     def session_ended(self, session: TcpSession) -> None:
         self.sessions.discard(session)
+        if self.access_log is not None:
+            self.access_log.session(session)
         self._note_empty()
 
     def _note_empty(self) -> None:

@@ -31,51 +31,61 @@ def serve_tcp(backend: Backend, context: Context) -> Serve:
 
 
 class TcpSession(Timed):
-    """A client's connection and the one to its endpoint: first connects, then relays."""
+    """A client's connection and the one to its endpoint: first connects, then relays.
+
+    What the access log shows of it: `address` of the client, `backend`, `bytes_in`, `bytes_out`, `tries`, `endpoint`
+    (of the last try), `started` (monotonic seconds), and `reason`: one word where it failed, else empty:
+    too-many-connections, no-endpoint, connect-failure, reset, idle-timeout, drained.
+    """
 
     __slots__ = (
-        "_address", "_backend", "_began", "_client", "_context", "_ended", "_endpoint", "_from_client", "_from_endpoint",
-        "_loop", "_tried", "_tries", "_upstream",
+        "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_loop", "_server", "_tried",
+        "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason", "started", "tries",
     )  # fmt: skip
 
     def __init__(self, client: socket.socket, address: Address, backend: Backend, context: Context) -> None:
         Timed.__init__(self)
         self._client = client
-        self._address = address
-        self._backend = backend
+        self.address = address
+        self.backend = backend
+        self.started = time.monotonic()
+        self.bytes_in = self.bytes_out = 0
+        self.endpoint = ""
+        self.reason = ""
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._ended = False
         self._tried: list[Upstream] = []
-        self._tries = 0
+        self.tries = 0
         self._began = 0.0  # the last try
         self._upstream: Upstream | None = None
-        self._endpoint: socket.socket | None = None
+        self._server: socket.socket | None = None
         self._from_client: Flow | None = None
         self._from_endpoint: Flow | None = None
 
     def start(self) -> None:
         self._context.sessions.add(self)
-        stats = self._backend.stats
+        stats = self.backend.stats
         stats.connections += 1
         stats.opened += 1
-        if self._context.full or self._backend.full:
+        if self._context.full or self.backend.full:
             stats.failed("too-many-connections")
-            self.end(reset=True)
+            self.end(reset=True, reason="too-many-connections")
         else:
             self._try()
 
     # ── connecting: nothing was sent to any endpoint, so every try is safe
 
     def _try(self) -> None:
-        backend = self._backend
+        backend = self.backend
         self._began = time.monotonic()
-        upstream = backend.pick(self._tried, self._began, backend.client_key(self._address[0]))
+        upstream = backend.pick(self._tried, self._began, backend.client_key(self.address[0]))
         if upstream is None:
-            self.end(reset=True)
+            self.end(reset=True, reason="connect-failure" if self._tried else "no-endpoint")
             return
         self._upstream = upstream
-        self._tries += 1
+        self.endpoint = upstream.id
+        self.tries += 1
         upstream.in_flight += 1
         limit = backend.policy.connect_timeout
         self._context.wheel.watch(self, NEVER if limit is None else self._context.wheel.now + limit)
@@ -98,19 +108,19 @@ class TcpSession(Timed):
     def _connect(self, address: Address) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
-            self._endpoint = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = self._endpoint.connect_ex(address)
+            self._server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = self._server.connect_ex(address)
         except OSError as error:  # no descriptor is left
             code = error.errno or errno.EIO
-        if code == errno.EINPROGRESS and self._endpoint is not None:
-            self._loop.add_writer(self._endpoint, self._connected)
+        if code == errno.EINPROGRESS and self._server is not None:
+            self._loop.add_writer(self._server, self._connected)
         else:
             self._loop.call_soon(self._connected, code)
 
     def _connected(self, code: int | None = None) -> None:
         """The attempt has ended, well or not."""
-        endpoint, upstream = self._endpoint, self._upstream
+        endpoint, upstream = self._server, self._upstream
         if self._ended or endpoint is None or upstream is None:
             return
         self._loop.remove_writer(endpoint)
@@ -120,31 +130,31 @@ class TcpSession(Timed):
             self._try_failed()
         elif upstream.gone:  # left the Table meanwhile
             self._leave_upstream()
-            self._tries -= 1
+            self.tries -= 1
             self._try()
         else:
-            self._backend.connected(upstream, self._began, time.monotonic())
+            self.backend.connected(upstream, self._began, time.monotonic())
             self._relay(endpoint)
 
     def _try_failed(self) -> None:
-        backend, upstream = self._backend, self._upstream
+        backend, upstream = self.backend, self._upstream
         assert upstream is not None
         backend.failed(upstream, self._began, time.monotonic(), refused=True)
         backend.stats.failed("connect-failure")
         self._tried.append(upstream)
         self._leave_upstream()
-        if may_retry(backend.policy, "connect-failure", b"", self._tries, replayable=True, sent=False):
+        if may_retry(backend.policy, "connect-failure", b"", self.tries, replayable=True, sent=False):
             backend.stats.retries += 1
             self._try()
         else:
-            self.end(reset=True)
+            self.end(reset=True, reason="connect-failure")
 
     def _leave_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
-        endpoint, self._endpoint = self._endpoint, None
+        endpoint, self._server = self._server, None
         if upstream is not None:
             upstream.in_flight -= 1
-            self._backend.no_result(upstream, self._began, time.monotonic())
+            self.backend.no_result(upstream, self._began, time.monotonic())
         if endpoint is not None:
             self._loop.remove_writer(endpoint)
             endpoint.close()
@@ -155,16 +165,19 @@ class TcpSession(Timed):
         pipes = self._context.pipes
         self._from_client = Flow(self, self._client, endpoint, pipes)
         self._from_endpoint = Flow(self, endpoint, self._client, pipes)
-        self._context.wheel.watch(self, self._context.wheel.now + self._backend.policy.idle_timeout)
+        self._context.wheel.watch(self, self._context.wheel.now + self.backend.policy.idle_timeout)
         self._from_endpoint.start()
         self._from_client.start()
 
     def moved(self, flow: Flow, count: int) -> None:
+        stats = self.backend.stats
         if flow is self._from_client:
-            self._backend.stats.bytes_in += count
+            stats.bytes_in += count
+            self.bytes_in += count
         else:
-            self._backend.stats.bytes_out += count
-        self.deadline = self._context.wheel.now + self._backend.policy.idle_timeout
+            stats.bytes_out += count
+            self.bytes_out += count
+        self.deadline = self._context.wheel.now + self.backend.policy.idle_timeout
 
     def ended(self, flow: Flow) -> None:
         if self._other(flow).done:
@@ -176,12 +189,12 @@ class TcpSession(Timed):
             pass
 
     def broken(self, flow: Flow) -> None:
-        self.end(reset=True)
+        self.end(reset=True, reason="reset")
 
     def unwanted(self, flow: Flow) -> None:
         """What was on its way back is still delivered; its end, or the reset behind it, ends both."""
         if self._other(flow).done:
-            self.end(reset=True)
+            self.end(reset=True, reason="reset")
 
     def _other(self, flow: Flow) -> Flow:
         other = self._from_endpoint if flow is self._from_client else self._from_client
@@ -195,24 +208,25 @@ class TcpSession(Timed):
         if self._from_client is None:
             self._try_failed()
         else:
-            self.end(reset=True)
+            self.end(reset=True, reason="idle-timeout")
 
-    def end(self, *, reset: bool) -> None:
+    def end(self, *, reset: bool, reason: str = "") -> None:
         """Ends both sides: the kernel still sends what it has, or says at once that nothing more comes."""
         if self._ended:
             return
         self._ended = True
+        self.reason = reason
         self.deadline = NEVER
         for flow in (self._from_client, self._from_endpoint):
             if flow is not None:
                 flow.stop()
         if reset:
-            for side in (self._client, self._endpoint):
+            for side in (self._client, self._server):
                 if side is not None:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._leave_upstream()
         self._client.close()
-        self._backend.stats.connections -= 1
+        self.backend.stats.connections -= 1
         self._context.session_ended(self)
 
 

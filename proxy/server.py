@@ -174,7 +174,7 @@ class ProxyServer:
         for client in list(context.clients):
             client.transport.abort()
         for session in list(context.sessions):
-            session.end(reset=True)
+            session.end(reset=True, reason="drained")
         for backend in [*self._backends.values(), *self._subsets.values()]:
             backend.close()
         await context.tasks.close()
