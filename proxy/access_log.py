@@ -35,8 +35,8 @@ MOST_WAITING = 4 * 2**20
 """Bytes of lines in memory; further ones are dropped."""
 ATOMIC = 4096
 """Bytes that a pipe takes in one piece (PIPE_BUF, `pipe(7)`), so that lines of several workers do not mix."""
-MOST_TEXT = 1024
-"""Characters of a path, a host or an id."""
+MOST_PATH, MOST_HOST, MOST_ID = 1024, 255, 128
+"""Characters of a path, a host and an id, so that a line stays below `ATOMIC`."""
 CLOSE_SECONDS = 2.0
 """For the last lines when the proxy ends."""
 
@@ -106,7 +106,7 @@ class AccessLog:
                 port=exchange.backend.port,
                 route=exchange.route.name if exchange.route is not None else "",
                 method=request.method.decode("latin-1"),
-                host=_text(request.asked_host),
+                host=_text(request.asked_host, MOST_HOST),
                 path=_path(request),
                 status=exchange.status,
                 reason=exchange.reason,
@@ -130,7 +130,7 @@ class AccessLog:
         line = Line(time=self._now(), client=client.decode("latin-1"), status=status, reason=reason)
         if request is not None:
             line.method = request.method.decode("latin-1")
-            line.host, line.path = _text(request.asked_host), _path(request)
+            line.host, line.path = _text(request.asked_host, MOST_HOST), _path(request)
         self._write(line)
 
     def session(self, session: TcpSession) -> None:
@@ -252,16 +252,16 @@ def _ids(head: bytes) -> tuple[str, str]:
     for match in _IDS.finditer(head):
         for place, value in enumerate(match.groups()):
             if value is not None:
-                found[place] = _text(value)
+                found[place] = _text(value, MOST_ID)
     return found[0], found[1]
 
 
 def _path(request: Request) -> str:
-    return _text(request.target.partition(b"?")[0])
+    return _text(request.target.partition(b"?")[0], MOST_PATH)
 
 
-def _text(data: bytes) -> str:
-    return data[:MOST_TEXT].decode("latin-1")
+def _text(data: bytes, most: int) -> str:
+    return data[:most].decode("latin-1")
 
 
 def _pieces(lines: list[bytes]) -> list[list[bytes]]:
