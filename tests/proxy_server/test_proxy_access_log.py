@@ -87,7 +87,7 @@ async def test_failures_have_a_word(mesh: Mesh, lines: Lines) -> None:
     client, server, _ = await mesh.pair()
     await client.answer()
     client, server, _ = await mesh.pair()
-    client.close()
+    client.reset()
     await until(lambda: len(lines()) == 3, "three lines")
     mesh.upstreams.clear()
     await mesh.update()
