@@ -186,7 +186,10 @@ def run_dns(settings: DnsSettings) -> int:
 def run_proxy(settings: ProxySettings) -> int:
     """The proxy alone, from a Table in a file."""
     arguments = ProxyArguments(
-        access_log=settings.access_log, access_log_sample=settings.access_log_sample, survive=False
+        access_log=settings.access_log,
+        access_log_sample=settings.access_log_sample,
+        trust=settings.trust,
+        survive=False,
     )
     workers = [arguments] * settings.workers
     return run_process(lambda stop: _serve(settings.table, workers, settings.admin_listen, stop))

@@ -159,6 +159,7 @@ def _agent_settings(settings: DevSettings, store: StoreSettings, before: DevInfo
         dns_listen=(dns,),
         dns_workers=settings.dns_workers,
         proxy_workers=settings.proxy_workers,
+        proxy_trust=settings.proxy_trust,
         admin_listen=settings.admin_listen or _free(before.admin if before else "", "127.0.0.1", 7070),
         vips=settings.vips,
         upstreams=settings.upstreams,

@@ -42,8 +42,9 @@ class Node:
         self.store: Store = ConsulStore(settings.store)
         dns = DnsArguments(listen=settings.dns_listen, upstreams=settings.upstreams, node=settings.node)
         proxy = ProxyArguments(
-            node=settings.node, access_log=settings.access_log, access_log_sample=settings.access_log_sample
-        )
+            node=settings.node, access_log=settings.access_log, access_log_sample=settings.access_log_sample,
+            trust=settings.proxy_trust,
+        )  # fmt: skip
         wanted = [dns] * settings.dns_workers + [proxy] * settings.proxy_workers
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
         self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems)

@@ -8,7 +8,7 @@ import typer
 from mesh import console, units
 from mesh.cli.base import Config, StoreAddress, TokenFile, command
 from mesh.settings import DnsSettings, ProxySettings
-from mesh.settings.sources import SettingsError, Sources, check_listen
+from mesh.settings.sources import SettingsError, Sources, check_listen, check_network
 
 _PANEL = "Run it"
 
@@ -33,6 +33,10 @@ AdminListen = Annotated[
 ]
 DnsWorkers = Annotated[int | None, typer.Option("--dns-workers", min=1, max=64, help="DNS processes.")]
 ProxyWorkers = Annotated[int | None, typer.Option("--proxy-workers", min=1, max=64, help="Proxy processes.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option("--trust", metavar="CIDR", help="Whose X-Forwarded-… headers the proxy believes; default: nobody's."),
+]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes that share the port.")]
 AccessLog = Annotated[
     str | None,
@@ -62,6 +66,7 @@ def dev(
     upstream: Upstreams = None,
     dns_workers: DnsWorkers = None,
     proxy_workers: ProxyWorkers = None,
+    trust: Trust = None,
     access_log: AccessLog = None,
     access_log_sample: AccessLogSample = None,
     config: Config = None,
@@ -77,7 +82,7 @@ def dev(
         sources.store(address=store, token_file=token_file) if store else None,
         state=state, store_listen=store_listen, node=node, runtime=runtime, docker_host=docker_host, labels=label,
         vips=vips, dns_listen=dns_listen, admin_listen=admin_listen, upstreams=upstream, dns_workers=dns_workers,
-        proxy_workers=proxy_workers, access_log=access_log, access_log_sample=access_log_sample,
+        proxy_workers=proxy_workers, proxy_trust=trust, access_log=access_log, access_log_sample=access_log_sample,
     )  # fmt: skip
     raise typer.Exit(run_dev(settings))
 
@@ -101,6 +106,7 @@ def agent(
     upstream: Upstreams = None,
     dns_workers: DnsWorkers = None,
     proxy_workers: ProxyWorkers = None,
+    trust: Trust = None,
     access_log: AccessLog = None,
     access_log_sample: AccessLogSample = None,
     config: Config = None,
@@ -113,7 +119,7 @@ def agent(
         sources.store(address=store, token_file=token_file),
         node=node, address=address, state=state, runtime=runtime, docker_host=docker_host, labels=label,
         publish=publish, vips=vips, dns_listen=dns_listen, admin_listen=admin_listen, upstreams=upstream,
-        dns_workers=dns_workers, proxy_workers=proxy_workers, access_log=access_log,
+        dns_workers=dns_workers, proxy_workers=proxy_workers, proxy_trust=trust, access_log=access_log,
         access_log_sample=access_log_sample,
     )  # fmt: skip
     raise typer.Exit(run_agent(settings))
@@ -191,6 +197,7 @@ def proxy(
     admin: Admin = None,
     access_log: AccessLog = None,
     access_log_sample: AccessLogSample = None,
+    trust: Trust = None,
 ) -> None:
     """The proxy alone, from a Table in a file. SIGHUP replaces its workers without a gap."""
     from mesh.daemon import run_proxy
@@ -198,7 +205,7 @@ def proxy(
     _check_table(table)
     settings = ProxySettings(
         table=table, workers=workers, admin_listen=_listen(admin), access_log=access_log,
-        access_log_sample=_share(access_log_sample),
+        access_log_sample=_share(access_log_sample), trust=_networks(trust),
     )  # fmt: skip
     raise typer.Exit(run_proxy(settings))
 
@@ -217,6 +224,13 @@ def _check_table(path: Path) -> None:
 
 def _split(values: list[str] | None) -> tuple[str, ...]:
     return tuple(word for value in values or () for part in value.split(",") if (word := part.strip()))
+
+
+def _networks(values: list[str] | None) -> tuple[str, ...]:
+    try:
+        return tuple(map(check_network, _split(values)))
+    except ValueError as error:
+        raise SettingsError(f"--trust: {error}") from None
 
 
 def _listens(values: list[str]) -> tuple[str, ...]:

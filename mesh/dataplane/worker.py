@@ -53,6 +53,7 @@ class ProxyArguments(msgspec.Struct, frozen=True, kw_only=True, tag="proxy"):
     node: str | None = None
     access_log: str | None = None  # file, or - for standard output
     access_log_sample: float = 1.0
+    trust: tuple[str, ...] = ()
     survive: bool = True
 
 
@@ -103,7 +104,7 @@ def build(arguments: Arguments, secret: bytes | None = None) -> DataPlane:
     from mesh.proxy.server import ProxyServer
 
     access_log = AccessLog(arguments.access_log, arguments.access_log_sample) if arguments.access_log else None
-    return ProxyServer(node=arguments.node, access_log=access_log)
+    return ProxyServer(node=arguments.node, trust=arguments.trust, access_log=access_log)
 
 
 class _Serving:

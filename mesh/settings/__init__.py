@@ -49,6 +49,7 @@ class AgentSettings:
     dns_listen: tuple[str, ...] = ("127.0.0.1:53",)
     dns_workers: int = 1
     proxy_workers: int = 1
+    proxy_trust: tuple[str, ...] = ()  # networks (CIDR) whose X-Forwarded-… the proxy believes and adds to
     admin_listen: str = "127.0.0.1:7070"
     vips: str = "auto"
     """`route`: real VIPs through a local route (root); `loopback`: an address of 127/8 per service and
@@ -91,6 +92,7 @@ class ProxySettings:
     admin_listen: str | None = None
     access_log: str | None = None  # file, or - for standard output; None: none is written
     access_log_sample: float = 1.0  # share of what went well that is logged; what failed always is
+    trust: tuple[str, ...] = ()  # as the agent's proxy_trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class DevSettings:
     admin_listen: str | None = None  # None: 127.0.0.1:7070, or a free port
     dns_workers: int = 1
     proxy_workers: int = 1
+    proxy_trust: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
     access_log: str | None = None
     access_log_sample: Share = Share(1.0)

@@ -4,6 +4,7 @@ Each of these is a layer, and a setting is taken from the first layer, in this o
 setting is said together with the place it came from.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -44,7 +45,7 @@ _SECTIONS: dict[str, type] = {
     "dev": DevSettings,
     "embedded": EmbeddedStoreSettings,
 }
-_FLAGS = {"address": "store", "labels": "label", "upstreams": "upstream"}
+_FLAGS = {"address": "store", "labels": "label", "upstreams": "upstream", "proxy_trust": "trust"}
 """Settings whose flag has another name."""
 _CHOICES = {
     "runtime": ("auto", "docker", "process"),
@@ -281,7 +282,8 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
     kind = get_args(hint)[0] if isinstance(hint, UnionType) else get_origin(hint) or hint
     if kind is not str:
         converted = _CONVERTERS[kind](value)
-        return tuple(map(check_listen, converted)) if name.endswith("listen") else converted
+        check = check_listen if name.endswith("listen") else check_network if name.endswith("trust") else None
+        return tuple(map(check, converted)) if check else converted
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {value!r}")
     if name in _CHOICES and value not in _CHOICES[name]:
@@ -299,6 +301,18 @@ def check_listen(value: str) -> str:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"must be address:port such as 127.0.0.1:8500, got {value!r}")
     return value
+
+
+def check_network(value: str) -> str:
+    """A network such as 10.0.0.0/8, or an address.
+
+    Raises:
+        ValueError: with a sentence.
+    """
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise ValueError(f"must be a network such as 10.0.0.0/8: {error}") from None
 
 
 def _count(value: Any) -> int:

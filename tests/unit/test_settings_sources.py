@@ -102,10 +102,11 @@ def test_an_agents_settings_are_converted(tmp_path: Path) -> None:
     found = sources(
         tmp_path, config, MESH_NODE="n1", MESH_DNS_LISTEN="127.0.0.1:5353,[::1]:5353", DOCKER_HOST="unix:///d"
     )
-    agent = found.agent(found.store(), labels=["disk=ssd,rack=r1"])
+    agent = found.agent(found.store(), labels=["disk=ssd,rack=r1"], proxy_trust=["10.0.0.0/8,::1", "192.0.2.7"])
     assert (agent.node, agent.proxy_workers, agent.session_ttl, agent.docker_host) == ("n1", 2, 15.0, "unix:///d")
     assert (agent.dns_listen, agent.upstreams) == (("127.0.0.1:5353", "[::1]:5353"), ("9.9.9.9",))
     assert agent.labels == {"disk": "ssd", "rack": "r1"}
+    assert agent.proxy_trust == ("10.0.0.0/8", "::1/128", "192.0.2.7/32")
     assert found.scheduler(found.store()).name == host_name()
     assert found.embedded(listen="127.0.0.1:1").listen == "127.0.0.1:1"
     assert found.dev_settings(None, state=tmp_path).state == tmp_path
@@ -120,6 +121,10 @@ def test_an_agents_settings_are_converted(tmp_path: Path) -> None:
         ({"MESH_ADMIN_LISTEN": "7070"}, "MESH_ADMIN_LISTEN: must be address:port such as 127.0.0.1:8500, got '7070'"),
         ({"MESH_DNS_LISTEN": "x:99999"}, "MESH_DNS_LISTEN: must be address:port"),
         ({"MESH_LABELS": "zone"}, "MESH_LABELS: must be name=value, got 'zone'"),
+        (
+            {"MESH_PROXY_TRUST": "10.0.0.1/8"},
+            "MESH_PROXY_TRUST: must be a network such as 10.0.0.0/8: 10.0.0.1/8 has host",
+        ),
         ({"MESH_NODE": "Not_A_Label"}, "the node's name must be a DNS label"),
     ],
 )
