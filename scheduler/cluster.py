@@ -30,7 +30,8 @@ class Service:
     """A service as it should be.
 
     `blueprint` is the release's that should run; None if there is none that could. `why`: its newest spec is unusable,
-    and waits. `rolls`: replicas of other releases are replaced (not while a rollout is paused).
+    and waits. `rolls`: replicas of other releases are replaced (not while a rollout is paused). `slots`: those that it
+    has already, also where nothing fills them now; they are filled first. `done`: slots of a job that have succeeded.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Service:
     release: int = 1
     why: str = ""
     rolls: bool = True
+    slots: Collection[int] = ()
+    done: Collection[int] = ()
 
     @property
     def kind(self) -> str:

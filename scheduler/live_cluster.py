@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mesh.keys import Keys
-from mesh.model import Assignment, ReplicaState, RolloutState, ServicePlan, Slot, Want
+from mesh.model import Assignment, ReplicaState, RolloutState, RunState, ServicePlan, Slot, Want
 from mesh.scheduler import releases
 from mesh.scheduler.blueprint import NO_DEMAND, blueprint_of, blueprint_or_none
 from mesh.scheduler.cluster import Cluster, Replica, Service, Site
 from mesh.scheduler.hosts import Condition, Host, Memory, remember, survey
+from mesh.spec.scale import Job
+from mesh.units import parse_numbers
 from mesh.view import View
 
 _NOW = 0.0
@@ -55,14 +58,27 @@ def _service(view: View, plan: ServicePlan) -> Service:
     if not plan.releases:
         return Service(name, None, desired, why=why)
     newest = plan.releases[-1]
-    return Service(
+    service = Service(
         name,
         blueprint_of(name, newest),
         desired,
         newest.number,
         why,
         rolls=plan.rollout.state is not RolloutState.PAUSED,
+        slots=parse_numbers(plan.seats) if plan.seats else range(1, plan.desired + 1),
     )
+    return _job(service, plan) if service.kind == "job" else service
+
+
+def _job(service: Service, plan: ServicePlan) -> Service:
+    """What is left to run of a job; one whose run has ended wants nothing more."""
+    assert service.blueprint is not None
+    job = service.blueprint.spec.job or Job()
+    runs = [run for run in plan.runs if run.release == service.release]
+    done = parse_numbers(runs[-1].completed) if runs else set()
+    over = bool(runs) and runs[-1].state is not RunState.RUNNING
+    left = 0 if over else min(job.parallelism, job.completions - len(done))
+    return replace(service, desired=left, slots=(), done=done)
 
 
 def _replicas(view: View, plans: dict[str, ServicePlan]) -> Iterator[Replica]:
@@ -86,8 +102,8 @@ def _replicas(view: View, plans: dict[str, ServicePlan]) -> Iterator[Replica]:
 
 
 def _state(assignment: Assignment, state: ReplicaState) -> ReplicaState:
-    """What was told to stop holds its room until it has."""
-    return state if state.ended or assignment.want is Want.RUN else ReplicaState.DRAINING
+    """What was told to stop will have."""
+    return state if state.ended or assignment.want is Want.RUN else ReplicaState.STOPPED
 
 
 def _hash(plan: ServicePlan, release: int) -> str:
@@ -101,9 +117,9 @@ def _remembered(plans: dict[str, ServicePlan]) -> Iterator[Replica]:
             yield _ended(plan, slot, node, ReplicaState.STOPPED)
         for slot, state in plan.slots.items():
             if plan.releases and _hash(plan, state.release) == plan.releases[-1].hash:
-                yield _ended(plan, slot, state.node, ReplicaState.FAILED)
+                yield from (_ended(plan, slot, node, ReplicaState.FAILED) for node in {*state.nodes, state.node})
 
 
 def _ended(plan: ServicePlan, slot: str, node: str, state: ReplicaState) -> Replica:
     place: Slot = slot if plan.kind == "global" else int(slot)
-    return Replica(f"{plan.service} {slot} {state}", plan.service, place, node, state, since=-1.0)
+    return Replica(f"{plan.service} {slot} {state} on {node}", plan.service, place, node, state, since=-1.0)

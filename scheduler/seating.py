@@ -63,7 +63,9 @@ def _seat_counted(
     """As many as are desired: the lowest free slots are filled, or the surplus is stopped."""
     missing = service.desired - len(keepers)
     if missing >= 0:
-        free = (slot for slot in itertools.count(1) if slot not in keepers)
+        others = (slot for slot in itertools.count(1) if slot not in service.slots)
+        free = (slot for slot in itertools.chain(sorted(service.slots), others)
+                if slot not in keepers and slot not in service.done)  # fmt: skip
         seating.fill += itertools.islice(free, missing)
         return
     spread = blueprint.spec.placement.spread

@@ -14,6 +14,7 @@ from mesh.scheduler.blueprint import NO_DEMAND, Demand, draw
 from mesh.scheduler.cluster import Cluster, Replica, Service, Site
 from mesh.spec.errors import SpecError
 from mesh.spec.files import located, read_document
+from mesh.spec.scale import Job
 from mesh.spec.service import parse_spec
 from mesh.suggestion import suggestion
 from mesh.units import shown
@@ -158,7 +159,9 @@ class _Reader:
             whole = isinstance(desired, int) and not isinstance(desired, bool) and 0 <= desired <= MAX_DESIRED
             demand = _roughly(written["resources"]) if isinstance(written["resources"], dict) else NO_DEMAND
             return Service(name, None, desired if whole else 1, release, "; ".join(error.errors)), demand
-        return Service(name, blueprint, spec.replicas, release), blueprint.demand
+        job = spec.job or Job()
+        desired = min(job.parallelism, job.completions) if spec.kind == "job" else spec.replicas
+        return Service(name, blueprint, desired, release), blueprint.demand
 
     def _attempt(self, path: str, number: int, body: object) -> _Attempt:
         given = self._object(path, body, _REPLICA)
