@@ -206,7 +206,7 @@ def _availability(settings: NodeSettings) -> tuple[Condition, str]:
         case "active":
             return Condition.ACTIVE, ""
         case "drain":
-            return Condition.DRAINING, "is being drained"
+            return Condition.DRAINING, "is draining"
         case "pause":
             return Condition.PAUSED, "is paused"
         case other:

@@ -266,7 +266,7 @@ def test_a_drain_with_nowhere_to_go_stops_nothing_and_says_why() -> None:
     world.set_node("n1", "drain")
     world.run(60)
     assert floor.ready == 2
-    assert world.plans["web"].pending[0].reasons == ["n1: is being drained"]
+    assert world.plans["web"].pending[0].reasons == ["n1: is draining"]
     world.set_node("n1")
     world.run(1)
     assert not world.plans["web"].pending
