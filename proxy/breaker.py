@@ -59,8 +59,10 @@ class Breaker:
         """A try that began at `began` succeeded."""
         if self.state is State.CLOSED:
             self._row = 0
-            self._results.roll(now)
-            self._results.first += 1
+            results = self._results
+            if now >= results.until:
+                results.roll(now)
+            results.first += 1
         elif began >= self.since:
             self.close(now)
 

@@ -45,12 +45,30 @@ class Exchange:
     client-timeout, client-left, bad-request.
     """
 
-    __slots__ = (
-        "_body", "_chunk_response", "_connection", "_deadline", "_failure", "_framed", "_head", "_inside",
-        "_keep_alive", "_queued", "_replay", "_replay_size", "_streaming", "_tried", "_upstream", "_upstream_eof",
-        "answered", "backend", "bytes_in", "bytes_out", "client", "done", "endpoint", "policy", "reason", "request",
-        "route", "sent", "started", "status", "tries", "tunnel",
-    )  # fmt: skip
+    # Without __slots__: what most exchanges leave as it is costs nothing to make.
+    status = 0
+    reason = ""
+    tries = 0
+    endpoint = ""
+    bytes_in = 0
+    bytes_out = 0
+    sent = 0.0
+    answered = 0.0
+    done = False
+    tunnel = False
+    _queued = False
+    _inside = False  # the backend's gate
+    _replay: list[bytes] | None = None  # of the body, to be sent again
+    _replay_size = 0  # beyond MAX_REPLAY nothing is kept
+    _tried: tuple[Upstream, ...] = ()
+    _failure = ""  # of the last try, for the client
+    _upstream: Upstream | None = None
+    _connection: UpstreamConnection | None = None
+    _streaming = False  # the head of the response went to the client
+    _keep_alive = False
+    _chunk_response = False
+    _framed = True  # the client can tell where the response ends
+    _upstream_eof = False
 
     def __init__(
         self,
@@ -66,33 +84,10 @@ class Exchange:
         self.backend = backend
         self.policy = policy
         self.route = route
-        self.done = False
-        self.tunnel = False
         self.started = now = time.monotonic()
-        self.sent = 0.0
-        self.answered = 0.0
-        self.status = 0
-        self.tries = 0
-        self.endpoint = ""
-        self.reason = ""
-        self.bytes_in = 0
-        self.bytes_out = 0
         self._deadline = now + policy.timeout
         self._body: Body | None = request.body()
         self._head = headers.request_head(request, client.origin, backend.host)
-        self._replay: list[bytes] | None = []  # of the body; None: too much to keep
-        self._replay_size = 0
-        self._queued = False
-        self._inside = False  # the backend's gate
-        self._tried: list[Upstream] = []
-        self._failure = ""  # of the last try, for the client
-        self._upstream: Upstream | None = None
-        self._connection: UpstreamConnection | None = None
-        self._streaming = False  # the head of the response went to the client
-        self._keep_alive = False
-        self._chunk_response = False
-        self._framed = True  # the client can tell where the response ends
-        self._upstream_eof = False
 
     @property
     def head(self) -> bytes:
@@ -235,13 +230,18 @@ class Exchange:
         self.backend.stats.bytes_in += len(data)
 
     def _keep_for_replay(self, payload: bytes) -> None:
-        if self._replay is None:
-            return
         self._replay_size += len(payload)
-        if self._replay_size > MAX_REPLAY:
+        if not self._is_replayable:
             self._replay = None
+        elif self._replay is None:
+            self._replay = [payload]
         else:
             self._replay.append(payload)
+
+    @property
+    def _is_replayable(self) -> bool:
+        """All that was taken from the client can be sent again."""
+        return self._replay_size <= MAX_REPLAY
 
     # ── the response
 
@@ -254,9 +254,12 @@ class Exchange:
         """The response's head, with what has come of its body. False: another endpoint is tried instead."""
         request = self.request
         status = response.status
-        self.answered = time.monotonic()
-        if not self._judge(status):
+        upstream = self._upstream
+        assert upstream is not None
+        self.answered = now = time.monotonic()
+        if (status >= 400 or upstream.avoid_until) and not self._judge(upstream, status):
             return False
+        self.backend.answered_after(upstream, now - self.sent, now)
         self.status = status
         self._streaming = True
         self._chunk_response = not response.no_body and response.length is None and request.version == 1
@@ -277,16 +280,13 @@ class Exchange:
         self.client.write(head)
         return True
 
-    def _judge(self, status: int) -> bool:
+    def _judge(self, upstream: Upstream, status: int) -> bool:
         """What the response's status tells of the endpoint. False: another is tried instead."""
-        upstream, now = self._upstream, self.answered
-        assert upstream is not None
-        if status < 500 or status in NOT_THE_ENDPOINT_S_FAULT:
-            if upstream.avoid_until:  # it is the probe, or a last choice: others wait for its result
-                self.backend.succeeded(upstream, self.sent, now)
-            self.backend.answered_after(upstream, now - self.sent, now)
-        else:
+        now = self.answered
+        if status >= 500 and status not in NOT_THE_ENDPOINT_S_FAULT:
             self.backend.failed(upstream, self.sent, now)
+        elif upstream.avoid_until:  # it is the probe, or a last choice: others wait for its result
+            self.backend.succeeded(upstream, self.sent, now)
         if status not in self.policy.retry_on:
             return True
         again = self._try_again(status, f"{upstream.id} answered {status}", sent=True)
@@ -347,7 +347,7 @@ class Exchange:
         assert upstream is not None
         now = time.monotonic()
         upstream.closed_idle(now)
-        if self.request.method not in IDEMPOTENT or self._replay is None:
+        if self.request.method not in IDEMPOTENT or not self._is_replayable:
             self._try_failed("reset", f"{upstream.id} closed a kept connection as it was used", sent=True)
             return
         self._leave_upstream()
@@ -373,9 +373,10 @@ class Exchange:
         self._failure = text
         now = time.monotonic()
         if self._upstream is not None:
-            self._tried.append(self._upstream)
-        replayable = self._replay is not None
-        if not may_retry(self.policy, failure, self.request.method, self.tries, replayable=replayable, sent=sent):
+            self._tried = (*self._tried, self._upstream)
+        if not may_retry(
+            self.policy, failure, self.request.method, self.tries, replayable=self._is_replayable, sent=sent
+        ):
             return False
         if now >= self._deadline and not self.request_open:
             return False
@@ -463,7 +464,7 @@ class Exchange:
         wheel = self.client.context.wheel
         if self._streaming or self.tunnel or self.request_open:
             deadline = wheel.now + policy.idle_timeout
-        elif "timeout" in policy.retry_on and self._replay is not None and self.request.method in IDEMPOTENT:
+        elif "timeout" in policy.retry_on and self._is_replayable and self.request.method in IDEMPOTENT:
             deadline = min(self._deadline, wheel.now + policy.per_try_timeout)
         else:
             deadline = self._deadline

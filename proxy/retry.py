@@ -28,8 +28,10 @@ class RetryBudget:
 
     def request(self, now: float) -> None:
         """Counts a request (first tries only)."""
-        self._window.roll(now)
-        self._window.first += 1
+        window = self._window
+        if now >= window.until:
+            window.roll(now)
+        window.first += 1
 
     def left(self, now: float) -> bool:
         """Whether there is a retry left."""

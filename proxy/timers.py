@@ -22,11 +22,12 @@ NEVER = math.inf
 class Timed:
     """Something with a deadline (monotonic seconds; NEVER for none)."""
 
-    __slots__ = ("_look", "deadline")
+    __slots__ = ("_look", "deadline", "look_at")
 
     def __init__(self) -> None:
         self.deadline = NEVER
-        self._look = NEVER  # number of the tick at which the wheel looks next; NEVER: not watched
+        self.look_at = NEVER  # about when the wheel looks next; NEVER: not watched
+        self._look = 0  # number of the tick of that look
 
     def expire(self) -> None:
         """The deadline has passed; called once, unless a new one is set."""
@@ -41,7 +42,7 @@ class Wheel:
         self._ticks = 0
         self._filed = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._turn(time.monotonic())
+        self._now = time.monotonic()
 
     @property
     def now(self) -> float:
@@ -51,16 +52,14 @@ class Wheel:
     def watch(self, timed: Timed, deadline: float) -> None:
         """Sets `timed`'s deadline. One that only moves later may be assigned directly."""
         timed.deadline = deadline
-        if timed._look != NEVER and deadline >= self._horizon:
-            return  # a look comes before that anyway
-        if self._timer is None:
-            self._turn(time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
-        self._file(timed)
+        if deadline < timed.look_at:
+            self._file(timed)
 
-    def _turn(self, now: float) -> None:
-        self._now = now
-        self._horizon = now + SLOTS * TICK
+    def watch_for(self, timed: Timed, seconds: float) -> None:
+        """Sets `timed`'s deadline to so many seconds from now."""
+        deadline = timed.deadline = (self._now if self._timer is not None else time.monotonic()) + seconds
+        if deadline < timed.look_at:
+            self._file(timed)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -68,16 +67,18 @@ class Wheel:
             self._timer = None
 
     def _file(self, timed: Timed) -> None:
+        if self._timer is None:
+            self._now = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
         ahead = timed.deadline - self._now
-        look = self._ticks + (SLOTS - 1 if ahead >= (SLOTS - 3) * TICK else max(int(ahead / TICK), -1) + 2)
-        if look < timed._look:
-            timed._look = look
-            self._ring[look % SLOTS].append(timed)
-            self._filed += 1
+        ticks = SLOTS - 1 if ahead >= (SLOTS - 3) * TICK else max(int(ahead / TICK), -1) + 2
+        timed.look_at = self._now + (ticks - 2) * TICK
+        timed._look = self._ticks + ticks
+        self._ring[timed._look % SLOTS].append(timed)
+        self._filed += 1
 
     def _tick(self) -> None:
-        now = time.monotonic()
-        self._turn(now)
+        self._now = now = time.monotonic()
         self._ticks += 1
         slot = self._ticks % SLOTS
         due, self._ring[slot] = self._ring[slot], []
@@ -85,7 +86,7 @@ class Wheel:
         for timed in due:
             if timed._look != self._ticks:  # was filed again for an earlier look
                 continue
-            timed._look = NEVER
+            timed.look_at = NEVER
             if timed.deadline <= now:
                 timed.deadline = NEVER
                 timed.expire()

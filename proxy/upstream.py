@@ -25,8 +25,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     """Belongs to one exchange at a time, or is idle in its endpoint's pool."""
 
     __slots__ = (
-        "_body", "_buffer", "_response", "_wheel", "closed", "exchange", "idle_since", "reused", "transport",
-        "upstream",
+        "_body", "_buffer", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -37,7 +36,6 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.exchange: Exchange | None = None
         self.reused = False  # has carried a whole exchange already
         self.closed = False
-        self.idle_since = 0.0
         self._wheel = wheel
         self._buffer = b""
         self._response: Response | None = None
@@ -67,7 +65,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.exchange = None
         self.transport.close()
         if not self.closed:
-            self._wheel.watch(self, self._wheel.now + FLUSH)
+            self._wheel.watch_for(self, FLUSH)
 
     def expire(self) -> None:
         """It waited in the pool for too long, or its last bytes do not go out."""
@@ -175,10 +173,14 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         self.transport.resume_reading()
         self.reused = True
         if self.upstream.put(self):
-            self.idle_since = self._wheel.now
-            self._wheel.watch(self, self.idle_since + POOL_IDLE)
+            self._wheel.watch_for(self, POOL_IDLE)
         else:
             self.close()
+
+    @property
+    def idle_since(self) -> float:
+        """Of one in the pool."""
+        return self.deadline - POOL_IDLE
 
     def is_open(self) -> bool:
         """Asks the kernel: the other side has not closed, and sent nothing, up to now."""
