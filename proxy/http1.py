@@ -33,7 +33,7 @@ _LONGEST_REMEMBERED = 2048  # bytes: at most some 3 MiB per direction
 _TARGET_BYTES = rb"\x21\x22\x24-\x7e\x80-\xff"  # no controls, no space, no fragment
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9_-]{0,31}) ([" + _TARGET_BYTES + rb"]+) (?=HTTP/)")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?@]+)([/?].*)?")
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{0,5})?")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -246,7 +246,7 @@ def _request_fields(rest: bytes) -> RequestFields:
     fields.expect = _expects(known) and version == 1
     upgrade = _upgrade(known, options) if version == 1 else b""
     # Upgrading to h2c would carry requests past every check here.
-    fields.upgrade = b"" if upgrade.lower() == b"h2c" else upgrade
+    fields.upgrade = b"" if b"h2c" in upgrade.lower() else upgrade
     ids = known.get(b"x-request-id") or [b""]
     fields.request_id = ids[0] if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else b""
     fields.trace = parse_traceparent(known.get(b"traceparent"))
@@ -325,6 +325,8 @@ def parse_response(head: bytes, method: bytes) -> Response:
 
 
 def _response(head: bytes, to_head: bool) -> Response:
+    if not head.startswith(b"HTTP/1."):  # llhttp passes over empty lines, and reads RTSP
+        raise Malformed("no status line")
     seen = _Head(_response_spellings)
     parser = httptools.HttpResponseParser(seen)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from typing import Protocol, cast
@@ -26,6 +27,7 @@ FLUSH = 10.0
 MAX_WAITING = 64 * 1024
 """Bytes read ahead of what can be used; then the client is not read."""
 
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -162,8 +164,8 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def _read_head(self) -> bool:
         data = self._buffer
-        if data[0] in b"\r\n":  # RFC 9112, 2.2: empty lines before a request are ignored
-            self._buffer = data = data.lstrip(b"\r\n")
+        if data[0] == 0x0D:  # RFC 9112, 2.2: empty lines before a request are ignored
+            self._buffer = data = _EMPTY_LINES.sub(b"", data)
         end = data.find(HEAD_END, 0, MAX_HEAD + len(HEAD_END))
         if end < 0:
             self._wait_for_head(data)

@@ -216,6 +216,13 @@ async def test_chunks_are_framed_anew_both_ways(mesh: Mesh) -> None:
     assert (await client.answer())[1] == b"ok"
 
 
+@pytest.mark.parametrize("method", [b"PROPFIND", b"VERSION-CONTROL", b"FOO"])
+async def test_methods_that_we_do_not_know_pass(mesh: Mesh, method: bytes) -> None:
+    await mesh.add("web-1")
+    _, _, request = await mesh.pair(method + b" / HTTP/1.1\r\nHost: web\r\n\r\n")
+    assert request.start == f"{method.decode()} / HTTP/1.1"
+
+
 async def test_events_are_not_held_back(mesh: Mesh) -> None:
     await mesh.add("web-1")
     client, server, _ = await mesh.pair()
@@ -380,12 +387,13 @@ async def test_an_upgrade_declined_is_an_answer(mesh: Mesh) -> None:
     await server.head()
 
 
-async def test_h2c_is_not_upgraded_to(mesh: Mesh) -> None:
+@pytest.mark.parametrize("protocols", [b"h2c", b"H2C", b"websocket, h2c", b"h2c/1"])
+async def test_h2c_is_not_upgraded_to(mesh: Mesh, protocols: bytes) -> None:
     """It would carry requests past every check."""
     await mesh.add("web-1")
     _, _, request = await mesh.pair(
-        b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-        b"HTTP2-Settings: x\r\n\r\n"
+        b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n"
+        b"HTTP2-Settings: x\r\n\r\n" % protocols
     )
     assert "Upgrade" not in request
     assert "HTTP2-Settings" not in request
@@ -413,6 +421,27 @@ async def test_http_1_0_keep_alive(mesh: Mesh) -> None:
     assert answer["Connection"] == "keep-alive"
     await client.send(GET)
     await server.head()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_an_http_1_0_endpoint(mesh: Mesh, kept: bool) -> None:
+    """It ends its answer with the connection, or says that it keeps it."""
+    upstream = await mesh.add("web-1")
+    client, server, _ = await mesh.pair()
+    if kept:
+        await server.send(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n1.")
+    else:
+        await server.send(b"HTTP/1.0 200 OK\r\n\r\n", b"1.")
+        server.close()
+    answer, body = await client.answer()
+    assert (answer.start, body) == ("HTTP/1.1 200 OK", b"1.")
+    await client.send(GET)
+    if not kept:
+        server = await upstream.accept()
+    await server.head()
+    await server.send(OK)
+    assert (await client.answer())[1] == b"ok"
+    assert upstream.accepted == 2 - kept
 
 
 async def test_connection_close_is_honoured_on_both_sides(mesh: Mesh) -> None:
