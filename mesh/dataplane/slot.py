@@ -174,6 +174,10 @@ class Slot:
         self._process = Process(pid) if pid is not None else None
         return self._process is not None
 
+    def is_filled_by(self, pid: int) -> bool:
+        """Whether this process serves here, or is about to."""
+        return any(process is not None and process.pid == pid for process in (self._process, self._successor))
+
     def take(self, link: Link) -> bool:
         """A worker has said hello; False if it is not of this place."""
         for process in (self._process, self._successor, *self._leaving):
@@ -195,8 +199,10 @@ class Slot:
         if self._process is not None:
             await self._welcome(self._process)
         while True:
-            process = self._process = self._process or self._start()
-            self._say("")
+            if self._process is None:
+                self._process = self._start()
+                self._say("")
+            process = self._process
             await self._hold(process)
             if not process.ended.is_set():
                 self._settle(replaced=await self._replace(process))

@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
     """What a worker sends: the places whose sockets come along, in their order, and those that it closed."""
 
     worker: str
+    pid: int
     kept: list[str]
     closed: list[str]
 
@@ -60,7 +61,7 @@ class Offers:
                 way.connect(os.fspath(self._path))
                 for first in range(0, max(len(new), 1), BATCH):
                     places = new[first : first + BATCH]
-                    message = msgspec.msgpack.encode(Offer(self._worker, places, [] if first else closed))
+                    message = msgspec.msgpack.encode(Offer(self._worker, os.getpid(), places, [] if first else closed))
                     socket.send_fds(way, [message], [sockets[place] for place in places])
         except OSError as error:
             log.debug("cannot give sockets to the supervisor: %s", error)
@@ -71,8 +72,11 @@ class Offers:
 class Shelf:
     """A supervisor's side: the sockets of its workers, by worker and place."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, accepts: Callable[[str, int], bool]) -> None:
+        """`accepts`: whether a worker and its process id are ours. Nothing is kept for others: a socket that nobody
+        accepts on would swallow connections."""
         self._path = path
+        self._accepts = accepts
         self._kept: dict[str, dict[str, int]] = {}
         self._socket: socket.socket | None = None
         self._ways: set[socket.socket] = set()
@@ -119,6 +123,10 @@ class Shelf:
 
     def _take(self, message: bytes, descriptors: Iterable[int]) -> None:
         offer = msgspec.msgpack.decode(message, type=Offer)
+        if not self._accepts(offer.worker, offer.pid):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
         kept = self._kept.setdefault(offer.worker, {})
         for place in offer.closed:
             self._drop(kept, place)

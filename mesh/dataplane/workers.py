@@ -46,7 +46,7 @@ class Workers:
         """Set when `problems` may have changed."""
         self._problem = ""
         self._feed = Feed(folder / "feed.sock", on_hello=self._hello, on_change=self._changed)
-        self._shelf = Shelf(folder / SOCKETS)
+        self._shelf = Shelf(folder / SOCKETS, self._is_ours)
         kinds = [kind_of(arguments) for arguments in wanted]
         self._slots = [
             Slot(folder, arguments, kinds[: place + 1].count(kinds[place]), shelf=self._shelf, inherit=tuple(inherit),
@@ -147,6 +147,9 @@ class Workers:
         self.news.set()
         for slot in self._slots:
             slot.look()
+
+    def _is_ours(self, worker: str, pid: int) -> bool:
+        return any(slot.name == worker and slot.is_filled_by(pid) for slot in self._slots)
 
     def _hello(self, link: Link) -> None:
         """Welcomes a worker. One that nobody here started or found has a successor by now, or is too many."""
