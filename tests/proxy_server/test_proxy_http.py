@@ -305,6 +305,8 @@ async def test_large_bodies_flow_in_bounded_memory(mesh: Mesh) -> None:
     await pour(client.writer)
     await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
     await pour(server.writer)
+    client.reset()
+    server.reset()
 
 
 # ── 1xx, early answers, upgrades
@@ -385,6 +387,15 @@ async def test_an_upgrade_declined_is_an_answer(mesh: Mesh) -> None:
     assert (await client.answer())[1] == b"ok"
     await client.send(GET)
     await server.head()
+
+
+async def test_an_upgrade_to_what_was_not_asked_for_is_none(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    client, server, _ = await mesh.pair(
+        b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    await server.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    assert (await client.head()).start == "HTTP/1.1 502 Bad Gateway"
 
 
 @pytest.mark.parametrize("protocols", [b"h2c", b"H2C", b"websocket, h2c", b"h2c/1"])

@@ -45,15 +45,17 @@ def _cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(places) if end > start]
 
 
+STARTS = st.sampled_from([b"POST /p HTTP/1.1\r\n", b"\r\nPUT http://other/x?y HTTP/1.1\r\n", b"OPTIONS * HTTP/1.1\r\n"])
 REQUESTS = st.builds(
-    lambda fields, framing, payloads: _message(
-        b"POST /p HTTP/1.1\r\n", [(b"Host", b"web"), *KNOWN_IDS, *fields], framing, payloads
+    lambda start, fields, framing, payloads: _message(
+        start, [(b"Host", b"web"), *KNOWN_IDS, *fields], framing, payloads
     ),
-    FIELDS, st.sampled_from(["none", "length", "chunked"]), PAYLOADS,
+    STARTS, FIELDS, st.sampled_from(["none", "length", "chunked"]), PAYLOADS,
 )  # fmt: skip
+HINTS = st.sampled_from([b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 ANSWERS = st.builds(
-    lambda fields, framing, payloads: _message(b"HTTP/1.1 200 Fine\r\n", fields, framing, payloads),
-    FIELDS, st.sampled_from(["length", "chunked"]), PAYLOADS,
+    lambda hints, fields, framing, payloads: _message(hints + b"HTTP/1.1 200 Fine\r\n", fields, framing, payloads),
+    HINTS, FIELDS, st.sampled_from(["length", "chunked"]), PAYLOADS,
 )  # fmt: skip
 
 
@@ -82,6 +84,22 @@ async def test_any_split_gives_the_same_messages(
     assert got[2] == original.body
     for proxy in (whole, cut):
         proxy.context.wheel.close()
+
+
+@given(fields=FIELDS, payloads=PAYLOADS, cuts=SEGMENTS)
+async def test_any_split_of_an_answer_that_its_end_ends_gives_the_same_one(
+    fields: list[tuple[bytes, bytes]], payloads: list[bytes], cuts: list[int]
+) -> None:
+    proxy = MemoryProxy()
+    proxy.client.data_received(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+    (connection,) = proxy.context.connections
+    for segment in _cut(b"HTTP/1.1 200 Fine\r\n" + _lines(fields) + b"\r\n" + b"".join(payloads), cuts):
+        connection.data_received(segment)
+    connection.eof_received()
+    answer = Reader(httptools.HttpResponseParser).feed(proxy.answer)
+    sent = [(name.lower(), value) for name, value in fields]
+    assert answer.essence() == (b"Fine", [*sent, (b"transfer-encoding", b"chunked")], b"".join(payloads), 1)
+    proxy.context.wheel.close()
 
 
 PIECES = st.sampled_from([
