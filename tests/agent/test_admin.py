@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from mesh.admin import Admin, Sources, admin_token
+from mesh.dataplane.load import LoadReport, ServiceReport
 from mesh.metrics import Family, Sample
 from mesh.model import ReplicaReport, ReplicaState
 from mesh.runtime import ExecResult, RuntimeFault
@@ -42,8 +43,11 @@ class Server:
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.table: Table | None = Table(index=7, services={"web": TableService(vip="10.96.0.1")})
-        sources = Sources(lambda: self.reasons, self._metrics, lambda: self.table, Replicas())
+        sources = Sources(lambda: self.reasons, self._metrics, lambda: self.table, Replicas(), load=self._load)
         self.admin = Admin("127.0.0.1:0", sources, TOKEN)
+
+    async def _load(self) -> LoadReport:
+        return LoadReport(node="n1", time=1.0, window=9.5, services={"web": ServiceReport(rps=2.0)})
 
     async def _metrics(self) -> list[Family]:
         return [Family("mesh_things", "Things", "gauge", [Sample(2.0, {"kind": "odd"})])]
@@ -82,6 +86,12 @@ async def test_the_table_reads_back(server: Server, http: aiohttp.ClientSession)
     assert parse_table(await (await http.get("/v1/table")).read()) == server.table
     server.table = None
     assert (await http.get("/v1/table")).status == 503
+
+
+async def test_stats(http: aiohttp.ClientSession) -> None:
+    told = await (await http.get("/v1/stats")).json()
+    assert (told["node"], told["window"]) == ("n1", 9.5)
+    assert (told["services"]["web"]["rps"], told["services"]["web"]["p50"]) == (2.0, None)
 
 
 async def test_replicas(http: aiohttp.ClientSession) -> None:

@@ -112,6 +112,20 @@ class TestTableFile:
         assert answer(port, "web.svc.cluster") is None
         assert "Traceback" not in processes.output()
 
+    def test_sighup_replaces_the_workers(self, processes: Processes, tmp_path: Path) -> None:
+        file, port, admin = tmp_path / "table.json", free_port(), free_port()
+        file.write_text(table(web="10.96.0.7"))
+        server = processes.start(
+            "dns", "--table", str(file), "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"
+        )
+        eventually(lambda: answer(port, "web.svc.cluster") == (0, ["10.96.0.7"]), "the first answer")
+        server.send_signal(signal.SIGHUP)
+        while "replaced all workers" not in processes.output():
+            assert answer(port, "web.svc.cluster") == (0, ["10.96.0.7"]), "no query is lost"
+        assert processes.output().count("started as process") == 2
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+
     @pytest.mark.parametrize(
         ("content", "sentence"),
         [("{", "table.json: "), ('{"services": {"web": {"vip": 7}}}', "services.web.vip: expected str, got int")],
