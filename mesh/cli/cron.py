@@ -11,7 +11,9 @@ _PANEL = "Check and explain"
 _COUNT = 10
 """Runs that are listed where no end is given."""
 
-cron = typer.Typer(no_args_is_help=True, help="Schedules.")
+cron = typer.Typer(
+    no_args_is_help=True, help="Schedules.", epilog="Example: mesh cron next @daily --zone Europe/Berlin"
+)
 app.add_typer(cron, name="cron", rich_help_panel=_PANEL)
 
 

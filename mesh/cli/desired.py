@@ -24,18 +24,23 @@ async def apply(
     paths: Annotated[
         list[str], typer.Argument(metavar="FILE…|DIR|-", help="JSON, YAML or TOML files; - is standard input.")
     ],
+    plan: Annotated[
+        int | None,
+        typer.Option("--plan", metavar="INDEX", help="Only if nothing was changed since mesh plan said this index."),
+    ] = None,
     wait: Wait = False,
     timeout: Timeout = "10m",
     json: Json = False,
 ) -> None:
     """Write services and routes. All are validated first: if one is wrong, none is written."""
-    from mesh.cli import wishes
+    from mesh.cli import changes, wishes
     from mesh.cli.specs import read_specs
 
     longest = seconds("--timeout", timeout)
     services, routes = read_specs(paths)
     view = await mesh.view()
-    results = await wishes.write(mesh, [*services, *routes])
+    seen = (await changes.unchanged_since(mesh, plan)).entries if plan is not None else None
+    results = await wishes.write(mesh, [*services, *routes], seen)
     if json:
         console.print_json([
             *({"service": spec.name, "result": results[wishes.label(spec)]} for spec in services),

@@ -1,4 +1,4 @@
-"""`mesh simulate`: what would be, without touching anything."""
+"""`mesh plan`, `explain`, `rebalance`, `simulate`: what would be, and why, without touching anything."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mesh.cli.base import Config, Invalid, Json, Root, StoreAddress, TokenFile, command
+from mesh.cli.base import Config, Invalid, Json, Mesh, Root, StoreAddress, TokenFile, command, connected, with_mesh
 
 if TYPE_CHECKING:
     from mesh.scheduler.cluster import Cluster
@@ -14,6 +14,57 @@ if TYPE_CHECKING:
 _PANEL = "Look ahead"
 
 _SHARE = "5%"
+
+
+@command(_PANEL, example="mesh plan web.yaml, and then: mesh apply web.yaml --plan 41")
+@with_mesh
+async def plan(
+    mesh: Mesh,
+    paths: Annotated[list[str], typer.Argument(metavar="FILE…|DIR|-", help="As for mesh apply.")],
+    json: Json = False,
+) -> None:
+    """What mesh apply would change: the specs' fields, what would be placed, replaced and stopped, what would wait.
+
+    Exit code 3 if something would wait. The index says what the plan is of: mesh apply --plan INDEX.
+    """
+    from mesh.cli.plan import show_plan
+    from mesh.cli.specs import read_specs
+
+    services, routes = read_specs(paths)
+    raise typer.Exit(await show_plan(mesh, services, routes, as_json=json))
+
+
+@command(_PANEL, example="mesh explain web n3")
+@with_mesh
+async def explain(
+    mesh: Mesh,
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="Whose places are explained.")],
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="Only this node.")] = None,
+    json: Json = False,
+) -> None:
+    """Why a service runs where it does: for what waits a sentence per node, for what is placed the node's score."""
+    from mesh.cli.explain import explain
+
+    explain(await mesh.view(), service, node, as_json=json)
+
+
+@command(_PANEL, example="mesh rebalance --plan --share 10%")
+@with_mesh
+async def rebalance(
+    mesh: Mesh,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the moves; nothing is moved.")] = False,
+    share: Annotated[
+        str, typer.Option("--share", metavar="SHARE", help="At most this share of all replicas moves.")
+    ] = _SHARE,
+    json: Json = False,
+) -> None:
+    """What would be moved to better places: fewer nodes in use (binpack), or a more even load (spread)."""
+    from mesh.cli.simulate import show_rebalance
+    from mesh.scheduler.live_cluster import live_cluster
+
+    if not plan:
+        raise Invalid("nothing is moved by this version: --plan shows what would be")
+    show_rebalance(live_cluster(await mesh.view()), share, as_json=json)
 
 
 class _OptionalShare(TyperCommand):
@@ -58,16 +109,14 @@ def simulate(
     if live == (file is not None):
         raise Invalid("give either a FILE or --live")
     lost = [name for names in lose or [] for name in names.split(",")]
-    questions = Questions(lost, lose_any, until_full, rebalance)
     cluster = read_cluster(file) if file is not None else _running(store, token_file, root, config)
-    raise typer.Exit(simulate(cluster, questions, as_json=json))
+    raise typer.Exit(simulate(cluster, Questions(lost, lose_any, until_full, rebalance), as_json=json))
 
 
 def _running(store: str | None, token_file: Path | None, root: str | None, config: Path | None) -> "Cluster":
     """The running cluster."""
     import asyncio
 
-    from mesh.cli.base import connected
     from mesh.scheduler.live_cluster import live_cluster
 
     async def read() -> "Cluster":

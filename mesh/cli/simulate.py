@@ -57,7 +57,7 @@ def simulate(cluster: Cluster, questions: Questions, *, as_json: bool) -> int:
             _show_lose_any(any_lost)
         if full:
             _show_until_full(full)
-        console.say(f"\n{_summary(outcome)}")
+        console.say(f"\n{summary(outcome)}")
     return FITS if not outcome.waiting and (any_lost is None or any_lost.fits) else DOES_NOT_FIT
 
 
@@ -75,15 +75,30 @@ def _checked(cluster: Cluster, questions: Questions) -> float | None:
             raise Invalid(f"--until-full: there is no service {grows!r}{suggestion(grows, cluster.services)}")
         if (kind := cluster.services[grows].kind) != "service":
             raise Invalid(f"--until-full: only kind service can grow, {grows} is of kind {kind}")
-    return None if questions.rebalance is None else _share(questions.rebalance)
+    return None if questions.rebalance is None else _share("--rebalance", questions.rebalance)
 
 
-def _share(text: str) -> float:
+def _share(flag: str, text: str) -> float:
     """Of `5%` or `0.05`."""
     try:
         return units.parse_share(text if text.endswith("%") else float(text))
     except ValueError:
-        raise Invalid(f"--rebalance: must be a share such as 5% or 0.05, got {text!r}") from None
+        raise Invalid(f"{flag}: must be a share such as 5% or 0.05, got {text!r}") from None
+
+
+def show_rebalance(cluster: Cluster, share: str, *, as_json: bool) -> None:
+    """What `mesh rebalance --plan` prints."""
+    outcome = forecast(cluster)
+    moves = planned_moves(cluster, outcome, _share("--share", share))
+    if as_json:
+        console.print_json(
+            {"moves": moves_json(moves), "nodes": forecasts.nodes_json(cluster, moved(outcome, moves).replicas)}
+        )
+        return
+    show_moves(moves)
+    if moves:
+        console.say(f"\nafter {len(moves)} moves:")
+        forecasts.show_nodes(cluster, moved(outcome, moves).replicas)
 
 
 def planned_moves(cluster: Cluster, outcome: Forecast, share: float) -> list[Move]:
@@ -139,7 +154,8 @@ def _show_until_full(answer: UntilFull) -> None:
         console.say(f"  {sentence}")
 
 
-def _summary(outcome: Forecast) -> str:
+def summary(outcome: Forecast) -> str:
+    """What became of it, in a sentence."""
     done = f"{len(outcome.placed)} placed, {len(outcome.stopped)} stopped"
     waiting = waiting_slots(outcome)
     return f"{done}: everything fits" if not waiting else (

@@ -28,23 +28,30 @@ def label(spec: Spec) -> str:
     return f"route/{spec.name}" if isinstance(spec, RouteSpec) else spec.name
 
 
-async def write(mesh: Mesh, specs: Sequence[Spec]) -> dict[str, str]:
+async def write(mesh: Mesh, specs: Sequence[Spec], seen: Mapping[str, Entry] | None = None) -> dict[str, str]:
     """Writes what differs from what is there; for each label `created`, `changed` or `unchanged`.
 
     All or nothing, as far as one transaction goes: 64 keys, or as many as have 256 KiB.
 
+    Args:
+        mesh: where to.
+        specs: what.
+        seen: what must still be there for the specs' keys; without it, whatever is there is written over.
+
     Raises:
-        Failed: if others write the same keys all the time.
+        Failed: if others write the same keys all the time, or wrote one that was `seen` differently.
     """
-    bodies = {_key(mesh, spec): json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode() for spec in specs}
+    bodies = {key_of(mesh, spec): json.dumps(spec.canonical(), indent=2, ensure_ascii=False).encode() for spec in specs}
     results: dict[str, str] = {}
     for batch in _batches(mesh, specs, bodies):
-        for _ in range(_ATTEMPTS):
-            there = {**(await mesh.store.list(mesh.keys.services)).entries,
-                     **(await mesh.store.list(mesh.keys.route(""))).entries}  # fmt: skip
+        for _ in range(_ATTEMPTS if seen is None else 1):
+            there = seen if seen is not None else {
+                **(await mesh.store.list(mesh.keys.services)).entries,
+                **(await mesh.store.list(mesh.keys.route(""))).entries,
+            }  # fmt: skip
             operations = []
             for spec in batch:
-                key = _key(mesh, spec)
+                key = key_of(mesh, spec)
                 entry = there.get(key)
                 results[label(spec)] = _result(spec, entry)
                 if results[label(spec)] != "unchanged":
@@ -57,7 +64,7 @@ async def write(mesh: Mesh, specs: Sequence[Spec]) -> dict[str, str]:
     return results
 
 
-def _key(mesh: Mesh, spec: Spec) -> str:
+def key_of(mesh: Mesh, spec: Spec) -> str:
     return mesh.keys.route(spec.name) if isinstance(spec, RouteSpec) else mesh.keys.service(spec.name)
 
 
@@ -65,11 +72,17 @@ def _result(spec: Spec, entry: Entry | None) -> str:
     """What becomes of the key when the spec is written."""
     if entry is None:
         return "created"
-    parse = parse_route_json if isinstance(spec, RouteSpec) else parse_spec_json
+    return "unchanged" if parsed(spec, entry) == spec else "changed"
+
+
+def parsed(spec: Spec, entry: Entry) -> Spec | None:
+    """What is there in place of a spec; None if it is none."""
     try:
-        return "unchanged" if parse(entry.value, spec.name) == spec else "changed"
+        if isinstance(spec, RouteSpec):
+            return parse_route_json(entry.value, spec.name)
+        return parse_spec_json(entry.value, spec.name)
     except SpecError:
-        return "changed"
+        return None
 
 
 def _batches(mesh: Mesh, specs: Iterable[Spec], bodies: Mapping[str, bytes]) -> Iterator[list[Spec]]:
@@ -77,7 +90,7 @@ def _batches(mesh: Mesh, specs: Iterable[Spec], bodies: Mapping[str, bytes]) -> 
     batch: list[Spec] = []
     size = 0
     for spec in specs:
-        length = len(bodies[_key(mesh, spec)])
+        length = len(bodies[key_of(mesh, spec)])
         if batch and (len(batch) == MAX_TXN_OPS or size + length > _TXN_BYTES):
             yield batch
             batch, size = [], 0

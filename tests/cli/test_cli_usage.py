@@ -15,7 +15,8 @@ from mesh.cli.app import app
 from tests.cli.conftest import Kv, Mesh
 
 COMMANDS = {"dev", "agent", "scheduler", "dns", "proxy", "store", "doctor", "apply", "delete", "status", "nodes",
-            "scale", "logs", "exec", "events", "resolve", "validate", "schema", "version", "simulate"}  # fmt: skip
+            "scale", "logs", "exec", "events", "resolve", "validate", "schema", "version", "simulate",
+            "plan", "explain", "rebalance", "cron", "top"}  # fmt: skip
 
 
 def commands() -> dict[str, Any]:
