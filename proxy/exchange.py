@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 
 from mesh.proxy import headers
 from mesh.proxy.backend import Backend, Upstream
-from mesh.proxy.body import LAST_CHUNK, Body, chunk
+from mesh.proxy.body import LAST_CHUNK, chunk
 from mesh.proxy.http1 import Request, Response
 from mesh.proxy.policy import Policy
+from mesh.proxy.request_body import MAX_REPLAY, RequestBody
 from mesh.proxy.retry import IDEMPOTENT, may_retry
 from mesh.proxy.ring import hash_key
 from mesh.proxy.stats import RouteStats
 from mesh.proxy.timers import NEVER
+from mesh.proxy.tunnel import Tunnel
 from mesh.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from mesh.proxy.l7 import ClientConnection
 
-MAX_REPLAY = 64 * 1024
-"""Bytes of a request's body that are kept for another try."""
 RETRY_AFTER = b"Retry-After: 1\r\n"
 """For whoever met a full line: it moves within a second, or is long enough."""
 
@@ -55,11 +55,9 @@ class Exchange:
     sent = 0.0
     answered = 0.0
     done = False
-    tunnel = False
+    tunnel: Tunnel | None = None
     _queued = False
     _inside = False  # the backend's gate
-    _replay: list[bytes] | None = None  # of the body, to be sent again
-    _replay_size = 0  # beyond MAX_REPLAY nothing is kept
     _tried: tuple[Upstream, ...] = ()
     _failure = ""  # of the last try, for the client
     _upstream: Upstream | None = None
@@ -68,7 +66,6 @@ class Exchange:
     _keep_alive = False
     _chunk_response = False
     _framed = True  # the client can tell where the response ends
-    _upstream_eof = False
 
     def __init__(
         self,
@@ -86,7 +83,8 @@ class Exchange:
         self.route = route
         self.started = now = time.monotonic()
         self._deadline = now + policy.timeout
-        self._body: Body | None = request.body()
+        body = request.body()
+        self._body = RequestBody(body, chunked=request.chunked) if body is not None else None
         self._head = headers.request_head(request, client.origin, backend.host)
 
     @property
@@ -187,8 +185,9 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         connection.deadline = NEVER
-        connection.write(b"".join((self._head, *self._replay)) if self._replay else self._head)
-        if self._body is not None and not self._body.done:
+        body = self._body
+        connection.write(self._head + body.so_far if body is not None else self._head)
+        if body is not None and body.open:
             self.client.advance()
 
     # ── the request's body
@@ -201,7 +200,11 @@ class Exchange:
     @property
     def request_open(self) -> bool:
         """The request's body has not come whole yet."""
-        return self._body is not None and not self._body.done
+        return self._body is not None and self._body.open
+
+    @property
+    def _replayable(self) -> bool:
+        return self._body is None or self._body.replayable
 
     def feed(self, data: bytes) -> bytes:
         """Takes bytes of the body from the client; returns those behind its end.
@@ -211,37 +214,15 @@ class Exchange:
         """
         assert self._body is not None
         assert self._connection is not None
-        payload, rest = self._body.feed(data)
-        self._count_in(payload)
-        if self.request.chunked:
-            payload = chunk(payload) if payload else b""
-            if self._body.done:
-                payload += LAST_CHUNK
+        payload, rest, size = self._body.feed(data)
+        self.bytes_in += size
+        self.backend.stats.bytes_in += size
         if payload:
-            self._keep_for_replay(payload)
             self._connection.write(payload)
-        if self._body.done:
+        if not self._body.open:
             self._deadline = time.monotonic() + self.policy.timeout
         self._set_deadline()
         return rest
-
-    def _count_in(self, data: bytes) -> None:
-        self.bytes_in += len(data)
-        self.backend.stats.bytes_in += len(data)
-
-    def _keep_for_replay(self, payload: bytes) -> None:
-        self._replay_size += len(payload)
-        if not self._is_replayable:
-            self._replay = None
-        elif self._replay is None:
-            self._replay = [payload]
-        else:
-            self._replay.append(payload)
-
-    @property
-    def _is_replayable(self) -> bool:
-        """All that was taken from the client can be sent again."""
-        return self._replay_size <= MAX_REPLAY
 
     # ── the response
 
@@ -275,7 +256,7 @@ class Exchange:
             response, chunked=self._chunk_response, keep_alive=self._keep_alive, version=request.version
         )
         if payload:
-            self._count_out(payload)
+            self.count_out(payload)
             head += chunk(payload) if self._chunk_response else payload
         self.client.write(head)
         return True
@@ -299,13 +280,17 @@ class Exchange:
         self._set_deadline()
 
     def response_payload(self, payload: bytes) -> None:
-        self._count_out(payload)
+        self.count_out(payload)
         self.client.write(chunk(payload) if self._chunk_response else payload)
         self._set_deadline()
 
-    def _count_out(self, payload: bytes) -> None:
-        self.bytes_out += len(payload)
-        self.backend.stats.bytes_out += len(payload)
+    def count_in(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        self.backend.stats.bytes_in += len(data)
+
+    def count_out(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self.backend.stats.bytes_out += len(data)
 
     def response_finished(self, *, reusable: bool) -> None:
         """The response is whole."""
@@ -324,7 +309,7 @@ class Exchange:
         """The request has come and gone out to its last byte."""
         if self._body is None:
             return True
-        return self._body.done and self._connection is not None and not self._connection.backlog
+        return not self._body.open and self._connection is not None and not self._connection.backlog
 
     # ── failing
 
@@ -347,7 +332,7 @@ class Exchange:
         assert upstream is not None
         now = time.monotonic()
         upstream.closed_idle(now)
-        if self.request.method not in IDEMPOTENT or not self._is_replayable:
+        if self.request.method not in IDEMPOTENT or not self._replayable:
             self._try_failed("reset", f"{upstream.id} closed a kept connection as it was used", sent=True)
             return
         self._leave_upstream()
@@ -374,9 +359,7 @@ class Exchange:
         now = time.monotonic()
         if self._upstream is not None:
             self._tried = (*self._tried, self._upstream)
-        if not may_retry(
-            self.policy, failure, self.request.method, self.tries, replayable=self._is_replayable, sent=sent
-        ):
+        if not may_retry(self.policy, failure, self.request.method, self.tries, replayable=self._replayable, sent=sent):
             return False
         if now >= self._deadline and not self.request_open:
             return False
@@ -415,47 +398,22 @@ class Exchange:
         self._end(502, keep_alive=False, tell_client=False)
         self.client.break_off(framed=self._framed)
 
-    # ── tunnels
-
     def switch_protocols(self, response: Response, data: bytes) -> None:
-        """101: from here on bytes go both ways as they are. It is a connection now, and leaves the gate."""
+        """101: from here on it is a tunnel, a connection rather than a request, and leaves the gate."""
+        upstream, connection = self._upstream, self._connection
         asked_for = bool(response.upgrade) and response.upgrade.lower() in self.request.upgrade.lower()
-        if not asked_for or self.request_open:
+        if not asked_for or self.request_open or not upstream or not connection:
             self.upstream_failed("protocol", "switched protocols unasked")
             return
         self.status = 101
         self.answered = time.monotonic()
-        self.tunnel = True
-        assert self._upstream is not None
-        self.backend.succeeded(self._upstream, self.sent, self.answered)
-        self._upstream.stats.answered(101, self.answered - self.sent)
+        self.backend.succeeded(upstream, self.sent, self.answered)
+        upstream.stats.answered(101, self.answered - self.sent)
         self._leave_gate()
+        self.tunnel = Tunnel(self, connection)
         self.client.write(headers.response_head(response, chunked=False, keep_alive=True, version=1) + data)
-        self._set_deadline()
+        self.tunnel.touch()
         self.client.advance()
-
-    def tunnel_to_client(self, data: bytes) -> None:
-        self._count_out(data)
-        self.client.write(data)
-        self._set_deadline()
-
-    def tunnel_to_upstream(self, data: bytes) -> None:
-        assert self._connection is not None
-        self._count_in(data)
-        self._connection.write(data)
-        self._set_deadline()
-
-    def tunnel_eof_to_client(self) -> bool:
-        """The endpoint sends no more. True: the client may still send."""
-        self._upstream_eof = True
-        return self.client.half_close()
-
-    def tunnel_eof_to_upstream(self) -> bool:
-        """The client sends no more. True: the endpoint may still send."""
-        if self._upstream_eof or self._connection is None or self._connection.transport.is_closing():
-            return False
-        self._connection.transport.write_eof()
-        return True
 
     # ── time
 
@@ -463,9 +421,9 @@ class Exchange:
         """Sets when the client's connection calls `expired`."""
         policy = self.policy
         wheel = self.client.context.wheel
-        if self._streaming or self.tunnel or self.request_open:
+        if self._streaming or self.request_open:
             deadline = wheel.now + policy.idle_timeout
-        elif "timeout" in policy.retry_on and self._is_replayable and self.request.method in IDEMPOTENT:
+        elif "timeout" in policy.retry_on and self._replayable and self.request.method in IDEMPOTENT:
             deadline = min(self._deadline, wheel.now + policy.per_try_timeout)
         else:
             deadline = self._deadline

@@ -96,8 +96,8 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def eof_received(self) -> bool:
         self._eof = True
-        if self._exchange is not None and self._exchange.tunnel:
-            return self._exchange.tunnel_eof_to_upstream()
+        if self._exchange is not None and self._exchange.tunnel is not None:
+            return self._exchange.tunnel.client_ended()
         self.advance()
         return not self._lingering  # it may still wait for responses
 
@@ -152,9 +152,9 @@ class ClientConnection(asyncio.Protocol, Timed):
         exchange = self._exchange
         if exchange is None:
             return not self._write_paused and self._read_head()
-        if exchange.tunnel:
+        if exchange.tunnel is not None:
             data, self._buffer = self._buffer, b""
-            exchange.tunnel_to_upstream(data)
+            exchange.tunnel.to_endpoint(data)
             return False
         if not exchange.wants_body:
             return False

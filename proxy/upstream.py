@@ -80,8 +80,8 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         if exchange is None:  # bytes that nobody asked for: nobody shall take them for an answer
             self._closed_early()
             self.close()
-        elif exchange.tunnel:
-            exchange.tunnel_to_client(data)
+        elif exchange.tunnel is not None:
+            exchange.tunnel.to_client(data)
         else:
             try:
                 self._read(exchange, self._buffer + data if self._buffer else data)
@@ -90,8 +90,8 @@ class UpstreamConnection(asyncio.Protocol, Timed):
 
     def eof_received(self) -> bool:
         exchange = self.exchange
-        if exchange is not None and exchange.tunnel:
-            return exchange.tunnel_eof_to_client()
+        if exchange is not None and exchange.tunnel is not None:
+            return exchange.tunnel.endpoint_ended()
         if exchange is not None and self._response is not None and self._response.length is None \
                 and self._body is not None and not self._response.chunked:  # fmt: skip
             exchange.response_finished(reusable=False)
