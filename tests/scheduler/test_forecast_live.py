@@ -1,0 +1,90 @@
+"""What is forecast of the running cluster is what becomes of it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from mesh.model import Capacity, Want
+from mesh.scheduler.forecast import Forecast, forecast
+from mesh.scheduler.live_cluster import live_cluster
+from tests.scheduler.world import GI, World
+
+Places = dict[tuple[str, object], str]
+
+
+def ahead(world: World) -> Forecast:
+    return forecast(live_cluster(world.view()))
+
+
+def places(outcome: Forecast) -> Places:
+    return {(one.service, one.slot): one.node for one in outcome.replicas}
+
+
+def actual(world: World) -> Places:
+    return {(one.service, one.slot): node for node, plan in world.node_plans.items()
+            for one in plan.replicas if one.want is Want.RUN}  # fmt: skip
+
+
+def is_quiet(outcome: Forecast) -> bool:
+    return not (outcome.placed or outcome.stopped)
+
+
+def made(seed: int) -> World:
+    """A random cluster before anything runs on it."""
+    chance = random.Random(seed)
+    world = World(chance.randint(3, 6), seed=seed)
+    for number, node in enumerate(world.nodes.values()):
+        node.capacity = Capacity(cpu=chance.randint(2, 6) * 1000, memory=8 * GI)
+        node.labels = {"zone": "abc"[number % 3]}
+    for number in range(chance.randint(2, 6)):
+        placement: dict[str, Any] = {"priority": chance.choice([30, 50, 70])}
+        placement |= chance.choice([{}, {"spread": [{"label": "zone"}]}, {"max_per_node": 1}, {"strategy": "binpack"}])
+        world.apply(
+            f"s{number}",
+            kind=chance.choice(["service"] * 4 + ["global"]),
+            replicas=chance.randint(1, 5),
+            resources={"cpu": chance.choice([0.25, 0.5, 1]), "memory": "64Mi"},
+            placement=placement,
+        )
+    return world
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_from_nothing_everything_comes_where_it_was_forecast(seed: int) -> None:
+    world = made(seed)
+    outcome = ahead(world)
+    world.run(120)
+    assert actual(world) == places(outcome), world.story()
+    assert is_quiet(ahead(world))
+    waiting = {(one.service, slot) for one in outcome.waiting for slot in one.slots}
+    assert waiting == {(plan.service, pending.slot) for plan in world.plans.values() for pending in plan.pending}
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_lost_node_leaves_what_was_forecast(seed: int) -> None:
+    world = made(seed)
+    world.run(120)
+    world.lose("n1")
+    outcome = ahead(world)
+    world.run(120)
+    assert actual(world) == places(outcome), world.story()
+    assert is_quiet(ahead(world))
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_what_settles_after_changes_is_an_end_state(seed: int) -> None:
+    world = made(seed)
+    world.run(120)
+    chance = random.Random(seed)
+    for name in sorted(world.wishes):
+        world.apply(name, image=f"{name}:2", replicas=chance.randint(0, 4), resources={"cpu": 0.25, "memory": "64Mi"})
+    world.set_node("n2", "drain")
+    outcome = ahead(world)
+    world.run(600)
+    count = {name: sum(one.service == name for one in outcome.replicas) for name in world.wishes}
+    assert count == {name: sum(service == name for service, _ in actual(world)) for name in world.wishes}
+    assert is_quiet(ahead(world)), world.story()
+    assert "n2" not in actual(world).values()
