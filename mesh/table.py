@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -28,10 +28,18 @@ class TableNode(Struct, frozen=True, kw_only=True):
     address: str
 
 
+class ProxyProtocol(Struct, frozen=True, kw_only=True):
+    """Whether connections begin with whom they come from."""
+
+    accept: bool = False  # all that come in do
+    send: Literal["v1", "v2"] | None = None  # ours to the endpoints
+
+
 class TablePort(Struct, frozen=True, kw_only=True):
     port: int
     protocol: str = "tcp"  # http | tcp | udp
     listen: str | None = None  # overrides VIP:port
+    proxy_protocol: ProxyProtocol = ProxyProtocol()
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -141,9 +149,25 @@ class Rule(Struct, frozen=True, kw_only=True):
     limits: RateLimit | None = None
 
 
+class PemSource(Struct, frozen=True, kw_only=True):
+    """Where a certificate or key is to be had; the Table itself never holds one."""
+
+    secret: str = ""
+    file: str = ""
+
+
+class TableTls(Struct, frozen=True, kw_only=True):
+    cert: PemSource
+    key: PemSource
+
+
 class TableRoute(Struct, frozen=True, kw_only=True):
+    """`tls`: it ends here with this certificate, or goes on to the services unopened, by the name that is asked for."""
+
     listen: str
     rules: list[Rule] = []
+    tls: TableTls | Literal["passthrough"] | None = None
+    proxy_protocol: ProxyProtocol = ProxyProtocol()
 
 
 class Table(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mesh.aio import Tasks
 from mesh.proxy.access_log import AccessLog
@@ -16,6 +16,7 @@ from mesh.proxy.timers import Wheel
 from mesh.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
+    from mesh.proxy.arrival import Arrival
     from mesh.proxy.exchange import Exchange
     from mesh.proxy.l4 import TcpSession
     from mesh.proxy.l7 import ClientConnection
@@ -40,6 +41,7 @@ class Context:
         self.pipes = Pipes()
         self.clients: set[ClientConnection] = set()
         self.sessions: set[TcpSession] = set()
+        self.arrivals: set[Arrival[Any]] = set()  # may become either
         self._emptied = asyncio.Event()
         self.closing = False
         self._rest = 0.0
@@ -59,7 +61,7 @@ class Context:
     @property
     def full(self) -> bool:
         """No further client can be served."""
-        return len(self.clients) + len(self.sessions) > MAX_CONNECTIONS
+        return len(self.clients) + len(self.sessions) + len(self.arrivals) > MAX_CONNECTIONS
 
     def close_soon(self, *, gently: bool) -> None:
         """No response lets its client go on from now on. `gently`: who might just be sending is waited for."""
@@ -80,8 +82,12 @@ class Context:
             self.access_log.session(session)
         self._note_empty()
 
+    def arrival_left(self, arrival: Arrival[Any]) -> None:
+        self.arrivals.discard(arrival)
+        self._note_empty()
+
     def _note_empty(self) -> None:
-        if self.closing and not self.clients and not self.sessions:
+        if self.closing and not self.clients and not self.sessions and not self.arrivals:
             self._emptied.set()
 
     async def emptied(self, seconds: float) -> None:

@@ -15,17 +15,22 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.context import Context
 from mesh.proxy.flow import Flow
 from mesh.proxy.listener import Address, Serve
+from mesh.proxy.proxy_protocol import write_header
 from mesh.proxy.retry import may_retry
 from mesh.proxy.timers import NEVER, Timed
 
 _RESET = struct.pack("ii", 1, 0)
 
 
-def serve_tcp(backend: Backend, context: Context) -> Serve:
-    """What takes over the connections of a tcp port."""
+def serve_tcp(backend: Backend, context: Context, announce: str | None = None) -> Serve:
+    """What takes over the connections of a tcp port.
+
+    Args:
+        announce: v1 or v2: the endpoint is told whose connection it is by the PROXY protocol.
+    """
 
     def serve(client: socket.socket, address: Address) -> None:
-        TcpSession(client, address, backend, context).start()
+        TcpSession(client, address, backend, context, announce).start()
 
     return serve
 
@@ -39,11 +44,13 @@ class TcpSession(Timed):
     """
 
     __slots__ = (
-        "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_loop", "_server", "_tried",
-        "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason", "started", "tries",
+        "_announce", "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_loop", "_server",
+        "_tried", "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason", "started", "tries",
     )  # fmt: skip
 
-    def __init__(self, client: socket.socket, address: Address, backend: Backend, context: Context) -> None:
+    def __init__(
+        self, client: socket.socket, address: Address, backend: Backend, context: Context, announce: str | None
+    ) -> None:
         Timed.__init__(self)
         self._client = client
         self.address = address
@@ -52,6 +59,7 @@ class TcpSession(Timed):
         self.bytes_in = self.bytes_out = 0
         self.endpoint = ""
         self.reason = ""
+        self._announce = announce
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._ended = False
@@ -121,12 +129,12 @@ class TcpSession(Timed):
     def _connected(self, code: int | None = None) -> None:
         """The attempt has ended, well or not."""
         endpoint, upstream = self._server, self._upstream
-        if self._ended or endpoint is None or upstream is None:
+        if self._ended or upstream is None:
             return
-        self._loop.remove_writer(endpoint)
-        if code is None:
+        if code is None and endpoint is not None:
+            self._loop.remove_writer(endpoint)
             code = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
+        if code or endpoint is None:
             self._try_failed()
         elif upstream.gone:  # left the Table meanwhile
             self._leave_upstream()
@@ -167,7 +175,8 @@ class TcpSession(Timed):
         self._from_endpoint = Flow(self, endpoint, self._client, pipes)
         self._context.wheel.watch(self, self._context.wheel.now + self.backend.policy.idle_timeout)
         self._from_endpoint.start()
-        self._from_client.start()
+        first = write_header(self._announce, self.address, self._client.getsockname()) if self._announce else b""
+        self._from_client.start(first)
 
     def moved(self, flow: Flow, count: int) -> None:
         stats = self.backend.stats

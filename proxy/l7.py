@@ -52,16 +52,18 @@ class ClientConnection(asyncio.Protocol, Timed):
     """A client's connection. At most one exchange at a time; what is pipelined behind it waits."""
 
     __slots__ = (
-        "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",
+        "_address", "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",
         "context", "origin", "transport", "upstream_full",
     )  # fmt: skip
 
     transport: asyncio.Transport
     origin: Origin
 
-    def __init__(self, site: Site, context: Context) -> None:
+    def __init__(self, site: Site, context: Context, address: str | None = None) -> None:
+        """`address`: the client's, where it is not the peer's own."""
         Timed.__init__(self)
         self._site = site
+        self._address = address
         self.context = context
         self._exchange: Exchange | None = None
         self._buffer = b""
@@ -76,13 +78,15 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        address = transport.get_extra_info("peername")
-        host = address[0] if address else ""
+        peer = transport.get_extra_info("peername")
+        host = self._address or (peer[0] if peer else "")
         scheme = b"http" if transport.get_extra_info("sslcontext") is None else b"https"
         self.origin = Origin(host.encode(), scheme, trusted=self.context.trusts(host))
         self.context.clients.add(self)
         self._site.stats.connections += 1
         self._site.stats.opened += 1
+        if scheme == b"https":
+            self._site.stats.shook_hands("ok")
         if self.context.full or self._site.full:
             self._site.stats.failed("too-many-connections")
             self.transport.abort()
@@ -97,9 +101,9 @@ class ClientConnection(asyncio.Protocol, Timed):
     def eof_received(self) -> bool:
         self._eof = True
         if self._exchange is not None and self._exchange.tunnel is not None:
-            return self._exchange.tunnel.client_ended()
+            return self._exchange.tunnel.client_ended() and self.transport.can_write_eof()
         self.advance()
-        return not self._lingering  # it may still wait for responses
+        return not self._lingering and self.transport.can_write_eof()  # it may still wait for responses
 
     def connection_lost(self, error: Exception | None) -> None:
         self.deadline = NEVER
@@ -214,7 +218,7 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     def half_close(self) -> bool:
         """Sends no more; True if the client may still send."""
-        if self._eof or self.transport.is_closing():
+        if self._eof or self.transport.is_closing() or not self.transport.can_write_eof():
             return False
         self.transport.write_eof()
         return True
@@ -276,7 +280,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         self._lingering = True
         self._buffer = b""
         self._steer_reading()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and self.transport.can_write_eof():  # TLS has no half-close
             self.transport.write_eof()
         self.context.wheel.watch(self, self.context.wheel.now + LINGER)
 

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ BACKLOG = 1024
 """Connections that the kernel keeps waiting; as HAProxy and nginx (511) have it, up to net.core.somaxconn."""
 ACCEPTS = 64
 """Connections accepted before others get their turn."""
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds until a TLS handshake must be done; the same as for a request's head."""
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds that a client has to answer the end of TLS."""
 OUT_OF_FILES_SECONDS = 0.1
 """Without accepting, where the process or the host has no descriptor left: waiting connections stay in the queue."""
 
@@ -135,15 +140,20 @@ class Listeners:
 class ProtocolServer:
     """Accepts for an asyncio protocol; the event loop does it, which is quickest."""
 
-    def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(
+        self, bound: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+    ) -> None:
         self._bound = bound
         self._protocol = protocol
+        self._tls = tls
         self._server: asyncio.Server | None = None
-        self._late: set[asyncio.Task[object]] = set()
+        self._late: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, sock=self._bound, backlog=BACKLOG)
+        self._server = await loop.create_server(
+            self._protocol, sock=self._bound, backlog=BACKLOG, **_settings(self._tls)
+        )
 
     def close(self, *, shared: bool) -> None:
         assert self._server is not None
@@ -151,17 +161,33 @@ class ProtocolServer:
         self._server.close()
         with rest:
             for connection, _ in [] if shared else waiting(rest):
-                connecting = asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
-                task = asyncio.ensure_future(connecting)
+                task = asyncio.ensure_future(take_over(connection, self._protocol, self._tls))
                 self._late.add(task)
                 task.add_done_callback(self._late.discard)
 
 
-def serve_protocol(protocol: Callable[[], asyncio.BaseProtocol]) -> Open:
-    """Opens a listener whose connections each get a `protocol()`."""
+def _settings(tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """For the event loop."""
+    if tls is None:
+        return {}
+    return {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
+
+
+async def take_over(
+    connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+) -> None:
+    """Gives an accepted connection to a `protocol()`, behind TLS or not."""
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, **_settings(tls))
+    except OSError:  # it has left, or its handshake failed
+        connection.close()
+
+
+def serve_protocol(protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None = None) -> Open:
+    """Opens a listener whose connections each get a `protocol()`, behind TLS or not."""
 
     async def opened(bound: socket.socket) -> Opened:
-        server = ProtocolServer(bound, protocol)
+        server = ProtocolServer(bound, protocol, tls)
         await server.start()
         return server
 

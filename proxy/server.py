@@ -6,21 +6,22 @@ import asyncio
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from mesh.aio import Tasks
 from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
 from mesh.proxy.access_log import AccessLog
+from mesh.proxy.arrival import expect_proxy_header
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
+from mesh.proxy.gateway import Gateway, open_http
 from mesh.proxy.l4 import serve_tcp
-from mesh.proxy.l7 import ClientConnection
-from mesh.proxy.listener import Listeners, Open, Wanted, serve_protocol, serve_sockets
-from mesh.proxy.site import RouteSite, ServiceSite, Subset
+from mesh.proxy.listener import Listeners, Open, Wanted, serve_sockets
+from mesh.proxy.site import ServiceSite, Subset
 from mesh.proxy.stats import RouteStats, families
+from mesh.proxy.tls import Keyring
 from mesh.proxy.udp import serve_datagrams
-from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService
+from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService, TableTls
 
 RETRY_SECONDS = 1.0
 """Between two attempts to open listeners that could not be opened."""
@@ -48,13 +49,14 @@ class ProxyServer:
         self._lock = asyncio.Lock()
         self._backends: dict[tuple[str, str], Backend] = {}
         self._subsets: dict[Subset, Backend] = {}
-        self._sites: dict[str, RouteSite] = {}  # by address
+        self._gateways: dict[str, Gateway] = {}  # by address
+        self._keyring = Keyring()
         self._tasks = Tasks()
 
     async def start(self) -> None:
         """Listeners come with the Table; nothing is opened before."""
         allow_open_files()
-        self._tasks.spawn(self._retry_listeners(), "retry listeners")
+        self._tasks.spawn(self._look_again(), "look again")
 
     async def update(self, table: Table, delta: TableDelta | None) -> None:
         """Serves `table` from now on. When it returns, what left the Table gets no new request or connection."""
@@ -86,14 +88,26 @@ class ProxyServer:
 
     def _update_routes(self, routes: Mapping[str, TableRoute]) -> None:
         by_address = _routes_by_address(routes)
-        self._sites = {address: self._sites.get(address) or RouteSite() for address in by_address}
+        self._gateways = {address: self._gateways.get(address) or Gateway(address, self._context)
+                          for address in by_address}  # fmt: skip
         for address, those in by_address.items():
-            self._sites[address].update(those)
+            self._gateways[address].update(those)
+        self._keyring.update({name: route.tls for name, route in routes.items() if isinstance(route.tls, TableTls)})
+        self._show_certificates()
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        """The values of the mesh's secrets that the Table's routes name; they may come before it or after."""
+        if self._keyring.give_secrets(secrets):
+            self._show_certificates()
+
+    def _show_certificates(self) -> None:
+        for gateway in self._gateways.values():
+            gateway.show(self._keyring)
 
     def _update_subsets(self, table: Table) -> None:
         """Those endpoints of services that rules tell apart by tag, and the way of each rule to its services."""
         old, self._subsets = self._subsets, {}
-        for subset in {subset for site in self._sites.values() for subset in site.subsets}:
+        for subset in {subset for gateway in self._gateways.values() for subset in gateway.subsets}:
             whole = self._backends.get((subset.service, subset.port))
             if whole is not None and (subset.tag is not None or subset.without):
                 backend = old.pop(subset, None) or Backend(
@@ -103,8 +117,8 @@ class ProxyServer:
                 backend.update(table.services[subset.service], self.node)
         for backend in old.values():
             backend.update(None)
-        for site in self._sites.values():
-            site.follow(self._backend_of)
+        for gateway in self._gateways.values():
+            gateway.follow(self._backend_of)
 
     def _backend_of(self, subset: Subset) -> Backend | None:
         return self._subsets.get(subset) or self._backends.get((subset.service, subset.port))
@@ -116,39 +130,46 @@ class ProxyServer:
             for port_name, port in service.ports.items():
                 if address := port.listen or (f"{service.vip}:{port.port}" if service.vip else None):
                     backend = self._backends[name, port_name]
-                    wanted[backend.name] = Wanted(address, port.protocol, self._serve(backend, port))
+                    kind = f"proxied {port.protocol}" if port.proxy_protocol.accept else port.protocol
+                    wanted[backend.name] = Wanted(address, kind, self._serve(backend, port))
         for address, routes in _routes_by_address(table.routes).items():
             names = ", ".join(f"route {name}" for name in routes)
-            serve = serve_protocol(partial(ClientConnection, self._sites[address], self._context))
-            wanted[names] = Wanted(address, "http", serve)
+            wanted[names] = self._gateways[address].wanted()
         return wanted
 
     def _serve(self, backend: Backend, port: TablePort) -> Open:
         if port.protocol == "udp":
             return serve_datagrams(backend, self._context)
+        proxied = port.proxy_protocol.accept
         if port.protocol == "tcp":
-            return serve_sockets(serve_tcp(backend, self._context))
-        return serve_protocol(partial(ClientConnection, ServiceSite(backend), self._context))
+            serve = serve_tcp(backend, self._context, port.proxy_protocol.send)
+            return serve_sockets(expect_proxy_header(serve, self._context, backend.stats.failed) if proxied else serve)
+        return open_http(ServiceSite(backend), self._context, proxied=proxied)
 
-    async def _retry_listeners(self) -> None:
+    async def _look_again(self) -> None:
+        """At what could not be opened, and at certificates in files."""
         while True:
             await asyncio.sleep(RETRY_SECONDS)
+            if self._keyring.reload():
+                self._show_certificates()
             async with self._lock:
                 await self._listeners.retry()
 
     def problems(self) -> list[str]:
         settings = [f"{backend.name}: traffic.{problem}"
                     for backend in self._backends.values() for problem in backend.problems]  # fmt: skip
-        routes = [problem for site in self._sites.values() for problem in site.problems()]
+        routes = [problem for gateway in self._gateways.values() for problem in gateway.problems()]
+        routes += self._keyring.problems(time.time())
         log = self._context.access_log
         return self._listeners.problems() + settings + routes + ([log.problem] if log and log.problem else [])
 
     def _route_stats(self) -> dict[str, RouteStats]:
-        return {name: stats for site in self._sites.values() for name, stats in site.routes.items()}
+        return {name: stats for gateway in self._gateways.values()
+                for name, stats in gateway.site.routes.items()}  # fmt: skip
 
     def metrics(self) -> list[Family]:
         counted = {key: backend.stats for key, backend in self._backends.items()}
-        listeners = {address: site.stats for address, site in self._sites.items()}
+        listeners = {address: gateway.site.stats for address, gateway in self._gateways.items()}
         log = self._context.access_log
         return families(counted, self._route_stats(), listeners) + (log.families() if log else [])
 
@@ -173,6 +194,8 @@ class ProxyServer:
         await context.emptied(seconds)
         for client in list(context.clients):
             client.transport.abort()
+        for arrival in list(context.arrivals):
+            arrival.end()
         for session in list(context.sessions):
             session.end(reset=True, reason="drained")
         for backend in [*self._backends.values(), *self._subsets.values()]:

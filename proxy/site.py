@@ -12,11 +12,14 @@ import msgspec
 
 from mesh.proxy.backend import Backend
 from mesh.proxy.headers import Origin
-from mesh.proxy.http1 import Request
+from mesh.proxy.http1 import Request, parse_request
 from mesh.proxy.policy import Policy, parse_policy
 from mesh.proxy.route import Meeting, Router, compared_host, compared_path, others_tags
 from mesh.proxy.stats import RouteStats, Stats
 from mesh.table import Rule, TableRoute, Target
+
+NAMED = parse_request(b"GET / HTTP/1.1\r\nHost: name\r\n\r\n")
+"""Stands for what of a request nobody sees who only knows the host's name."""
 
 Destination = tuple[Backend, Policy, RouteStats | None]
 """Where a request goes, how it is treated there, and the route that sent it."""
@@ -132,6 +135,13 @@ class RouteSite:
             if way.backend is None
         }
         return [*self._unread, *missing]
+
+    def passage(self, name: str) -> tuple[Backend, str] | None:
+        """Where a TLS connection to this name goes unopened, and the route that says so; None: nowhere."""
+        meeting = self._router.find(name.encode(), b"/", NAMED)
+        if meeting is None or (backend := meeting.split.next().backend) is None:
+            return None
+        return backend, meeting.route
 
     def destination(self, request: Request, origin: Origin) -> Destination:
         """Raises Answer: where it is redirected, or why it goes nowhere."""

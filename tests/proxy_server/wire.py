@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mesh.proxy.server import ProxyServer
-from mesh.table import Endpoint, Table, TablePort, TableRoute, TableService
+from mesh.table import Endpoint, ProxyProtocol, Table, TablePort, TableRoute, TableService
 
 _T = TypeVar("_T")
 
@@ -203,6 +203,7 @@ class Mesh:
     proxy: ProxyServer
     port: int = field(default_factory=free_port)
     protocol: str = "http"
+    proxy_protocol: ProxyProtocol = field(default_factory=ProxyProtocol)
     traffic: dict[str, Any] = field(default_factory=dict)
     upstreams: list[Upstream] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
@@ -221,9 +222,12 @@ class Mesh:
         return upstream
 
     def table(self) -> Table:
+        port = TablePort(
+            port=80, protocol=self.protocol, listen=f"127.0.0.1:{self.port}", proxy_protocol=self.proxy_protocol
+        )
         service = TableService(
             desired=self.desired,
-            ports={"http": TablePort(port=80, protocol=self.protocol, listen=f"127.0.0.1:{self.port}")},
+            ports={"http": port},
             traffic=self.traffic,
             endpoints=[endpoint(each, self.states.get(each.name, "ready")) for each in self.upstreams],
         )
