@@ -1,7 +1,8 @@
 """Evening out load: strategy `spread`.
 
 The fullest node gives a replica to the emptiest one that may take it, as long as that narrows the difference
-noticeably. A node's load is that of its fullest dimension, cpu or memory, as in placement.
+noticeably and brings the replicas of a service no closer together. A node's load is that of its fullest dimension, cpu
+or memory, as in placement.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def level(terrain: Terrain, budget: int) -> list[Step]:
         best: tuple[float, int, int] | None = None
         for replica in {id(terrain.kinds[one]): one for one in terrain.on[source] if one not in moved}.values():
             asked += 1
-            fit = np.flatnonzero(terrain.targets(replica))
+            own = terrain.own(terrain.kinds[replica].service)
+            fit = np.flatnonzero(terrain.targets(replica) & (own < own[source]))
             if not fit.size:
                 continue
             share = terrain.kinds[replica].needs[:2] / capacity

@@ -50,9 +50,12 @@ class Terrain:
         self._nodes = nodes
         self._dimensions = _dimensions(nodes)
         self._kinds: dict[tuple[str, int], Kind] = {}
-        self._own: dict[str, Integers] = {}  # replicas by node, of services with rules about that
+        self._here = [Counter(held.service for held in node.holdings if held.stays) for node in nodes]
+        self._own: dict[str, Integers] = {}  # the same by service, of those that were asked about
         self._values: dict[tuple[str, ...], Integers] = {}
-        self.capacity = np.array([self._capacity(node) for node in nodes], np.int64).reshape(len(nodes), -1)
+        self.capacity = np.zeros((len(nodes), len(self._dimensions)), np.int64)
+        for number, node in enumerate(nodes):
+            self.capacity[number] = self._capacity(node)
         self.free = self.capacity.copy()
         self._settle(blueprints, strategy)
 
@@ -69,11 +72,6 @@ class Terrain:
                 self.holdings.append(holding)
                 self.kinds.append(self._kind(holding.service, blueprint))
                 self.place.append(number)
-        by_node = [Counter(held.service for held in node.holdings if held.stays) for node in self._nodes]
-        for kind in self._kinds.values():
-            rules = kind.blueprint.spec.placement
-            if kind.service not in self._own and (rules.spread or rules.max_per or rules.max_per_node):
-                self._own[kind.service] = np.array([here[kind.service] for here in by_node], np.int64)
 
     def _capacity(self, node: Node) -> list[int]:
         capacity = node.capacity
@@ -119,10 +117,10 @@ class Terrain:
         kind, source = self.kinds[replica], self.place[replica]
         fit: Mask = kind.allowed & (kind.pull >= kind.pull[source])
         fit[source] = False
-        own = self._own.get(kind.service)
-        if own is None:
-            return fit
         rules = kind.blueprint.spec.placement
+        if not (rules.spread or rules.max_per or rules.max_per_node):
+            return fit
+        own = self.own(kind.service)
         if rules.max_per_node is not None:
             fit &= own < rules.max_per_node
         for label, most in rules.max_per.items():
@@ -135,6 +133,12 @@ class Terrain:
             same = value == value[source]
             fit &= same if spread.targets else same | ((value >= 0) & (there < there[source]))
         return fit
+
+    def own(self, service: str) -> Integers:
+        """How many replicas of a service each node has."""
+        if service not in self._own:
+            self._own[service] = np.array([here[service] for here in self._here], np.int64)
+        return self._own[service]
 
     def _tally(self, own: Integers, labels: tuple[str, ...]) -> tuple[Integers, Integers]:
         """By node: a number for its values of these labels (-1: it lacks one), and how many of a service have them."""
@@ -153,10 +157,10 @@ class Terrain:
         self.on[source].remove(replica)
         self.on[target].append(replica)
         self.place[replica] = target
-        own = self._own.get(kind.service)
-        if own is not None:
-            own[source] -= 1
-            own[target] += 1
+        for node, change in ((source, -1), (target, 1)):
+            self._here[node][kind.service] += change
+            if kind.service in self._own:
+                self._own[kind.service][node] += change
         return replica, source, target
 
 
