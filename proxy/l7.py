@@ -269,7 +269,7 @@ class ClientConnection(asyncio.Protocol, Timed):
         """Answers what cannot be served, and closes: what follows it cannot be told from a request."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.client_lost()
+            exchange.client_lost("bad-request", status)
         else:
             self._site.stats.refused(status)
             self._log_answer(status)
