@@ -14,10 +14,10 @@ import msgspec
 
 from mesh.model import Assignment, Claim, Pending, Release, ServicePlan, Slot, SlotState, Want
 from mesh.scheduler import backoff, releases
-from mesh.scheduler.blueprint import Demand, blueprint_of
+from mesh.scheduler.blueprint import NO_DEMAND, Blueprint, Demand, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica
 from mesh.scheduler.hosts import Condition, Hosts
-from mesh.scheduler.placement import Placement, Refusal, Request
+from mesh.scheduler.placement import Holding, Placement, Refusal, Request
 from mesh.scheduler.plan import MAX_PENDING, Story
 from mesh.scheduler.sentences import ending, listed
 from mesh.spec.service import Restart
@@ -92,6 +92,8 @@ class Decision:
         self.wake: list[float] = []
         self.story = Story(given.scene.now)
         self.pending: dict[Slot, Pending] = {}
+        self._blueprints: dict[int, Blueprint | None] = {}
+        self._holdings: dict[str, list[Holding]] = {}
         self._tell_of_wish()
 
     def _tell_of_wish(self) -> None:
@@ -139,6 +141,30 @@ class Decision:
 
     def keep(self, node: str, assignment: Assignment) -> None:
         self.kept.setdefault(node, []).append(assignment)
+
+    def blueprint(self, release: int) -> Blueprint | None:
+        if release not in self._blueprints:
+            self._blueprints[release] = blueprint_or_none(self.plan, release)
+        return self._blueprints[release]
+
+    def holdings(self, node: str) -> list[Holding]:
+        """What it has on a node so far."""
+        if node not in self._holdings:
+            self._holdings[node] = [self._holding(assignment) for assignment in self.kept.get(node, ())]
+        return self._holdings[node]
+
+    def _holding(self, assignment: Assignment) -> Holding:
+        blueprint = self.blueprint(assignment.release)
+        stays = assignment.id not in self.outgoing
+        return Holding(
+            self.plan.service,
+            blueprint.demand if blueprint else NO_DEMAND,
+            stays,
+            assignment.id,
+            assignment.slot,
+            blueprint.spec.placement.priority if blueprint else 50,
+            evictable=stays and assignment.want is Want.RUN,
+        )
 
     def ask(self, slot: Slot, release: Release, cause: str, *, run: int = 0) -> None:
         """Asks for a replica; where room is being made for one, waits for that."""
@@ -255,6 +281,7 @@ class Decision:
                 placed=now,
             )
             self.keep(answer.node, assignment)
+            self._holdings.pop(answer.node, None)
             self.story.tell("placed", f"{assignment.id} on {answer.node}", assignment.cause)
             if fill.request.blueprint.spec.volumes:
                 pins[str(slot)] = answer.node

@@ -24,6 +24,7 @@ LOST_AFTER = 5.0
 """Seconds from the end of a node's session, which itself takes twice its TTL, until its replicas are replaced."""
 
 NO_ROOM = Capacity()
+NO_SETTINGS = NodeSettings()
 
 MAX_COUNT = 10**9
 """Of any other resource."""
@@ -52,12 +53,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What a node's report, beside its plan, says of its replicas; `strays` run without being planned."""
+    """What a node's report says, beside its plan: `strays` run without being planned, `fault` keeps the node closed."""
 
     seen: NodeView
     plan: NodePlan | None
     standing: Mapping[str, Standing]
     strays: Sequence[str]
+    fault: str
 
 
 class Condition(StrEnum):
@@ -80,6 +82,8 @@ class Host:
     """What is there for replicas: the capacity without what the node keeps for itself."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """What constraints may name: facts (`cpu` in cores, `memory` in bytes), and every label."""
+    facts: tuple[object, ...] = ()
+    """All that it was made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ def _sighting(seen: NodeView, plan: NodePlan | None, before: Sighting | None, no
         for replica in seen.report.replicas
     }
     strays = [replica.id for replica in seen.report.replicas if not replica.state.ended and replica.id not in placed]
-    return Sighting(seen, plan, standing, strays)
+    return Sighting(seen, plan, standing, strays, _nonsense(seen.report) or _stopping(strays))
 
 
 def _standing(replica: ReplicaReport, before: Standing | None, placed: float, now: float) -> Standing:
@@ -153,13 +157,13 @@ def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys
     hosts: dict[str, Host] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
         seen = view.nodes.get(name)
-        settings = view.settings.get(name, NodeSettings())
+        settings = view.settings.get(name, NO_SETTINGS)
         report = seen.report if seen else None
         if name in unreadable and seen is None:
             condition, why = Condition.GONE, "its report cannot be read by this version"
         elif seen is not None and seen.held:
             condition, why = _availability(settings)
-            why = why or _nonsense(seen.report) or _stopping(memory.sightings[name].strays)
+            why = why or memory.sightings[name].fault
         elif name not in suspects or (name in due and now >= due[name]):
             condition, why = Condition.LOST, "does not answer"
         else:
@@ -180,14 +184,17 @@ def _host(
     name: str, condition: Condition, report: NodeReport | None, why: str, settings: NodeSettings, before: Host | None
 ) -> Host:
     """The same object as before, if nothing about it changed."""
+    facts = (condition, why, settings, report and (report.capacity, report.reserved, report.runtime,
+                                                   report.labels, report.attributes))  # fmt: skip
+    if before is not None and before.facts == facts:
+        return before
     attributes = _attributes(name, report, settings) if report else {}
-    host = Host(name, condition, report is not None, why, _room(report) if report else NO_ROOM, attributes)
-    return before if before == host else host
+    return Host(name, condition, report is not None, why, _room(report) if report else NO_ROOM, attributes, facts)
 
 
 def _brake(view: View, suspects: Collection[str]) -> str:
     """Why no node may be given up now. A node that is drained was expected to go."""
-    silent = sorted(node for node in suspects if view.settings.get(node, NodeSettings()).availability != "drain")
+    silent = sorted(node for node in suspects if view.settings.get(node, NO_SETTINGS).availability != "drain")
     living = sum(1 for node in view.nodes.values() if node.held)
     if len(silent) <= living:
         return ""

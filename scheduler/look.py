@@ -80,13 +80,18 @@ def tenancies(view: View, hosts: Hosts, memory: Memory, before: Look) -> dict[st
             or known.condition is not condition
             or not known.complete
         ):
-            known = _tenancy(node, plan, sighting, condition, view.plans)
+            known = _tenancy(node, plan, sighting, condition, view.plans, known)
         found[node] = known
     return found
 
 
 def _tenancy(
-    node: str, plan: NodePlan, sighting: Sighting | None, condition: Condition, plans: Mapping[str, ServicePlan]
+    node: str,
+    plan: NodePlan,
+    sighting: Sighting | None,
+    condition: Condition,
+    plans: Mapping[str, ServicePlan],
+    before: Tenancy | None,
 ) -> Tenancy:
     reports = {report.id: report for report in sighting.seen.report.replicas} if sighting else {}
     replicas: dict[str, list[Replica]] = {}
@@ -96,7 +101,9 @@ def _tenancy(
         complete = complete and bool(hash)
         replica = _replica(assignment, node, condition, hash, reports.get(assignment.id), sighting)
         replicas.setdefault(assignment.service, []).append(replica)
-    return Tenancy(plan, sighting, condition, replicas, complete)
+    same = before.replicas if before else {}
+    kept = {service: same[service] if same.get(service) == found else found for service, found in replicas.items()}
+    return Tenancy(plan, sighting, condition, kept, complete)
 
 
 def _hash(assignment: Assignment, plan: ServicePlan | None) -> str:
@@ -134,12 +141,14 @@ def musters(now: Mapping[str, Tenancy], before: Look) -> dict[str, Muster]:
             continue
         old_replicas, new_replicas = old.replicas if old else {}, new.replicas if new else {}
         for service in old_replicas.keys() | new_replicas.keys():
+            if old_replicas.get(service) is new_replicas.get(service):
+                continue
             if service not in changed:
                 changed[service] = dict(found.get(service, {}))
             if service in new_replicas:
                 changed[service][node] = new_replicas[service]
             else:
-                del changed[service][node]
+                changed[service].pop(node, None)
     found.update(changed)
     for service in [service for service, muster in changed.items() if not muster]:
         del found[service]

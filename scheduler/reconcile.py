@@ -7,6 +7,7 @@ Asked again about its own result, at the same time, it changes nothing. Time and
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from mesh.keys import Keys
 from mesh.model import Assignment, NodePlan, ServicePlan, Slot, Want, spec_key
 from mesh.scheduler import releases
 from mesh.scheduler.allot import Allotment, allot, better
-from mesh.scheduler.blueprint import NO_DEMAND, Blueprint, Demand, blueprint_or_none
+from mesh.scheduler.blueprint import Blueprint, Demand, blueprint_or_none
 from mesh.scheduler.classify import classify
 from mesh.scheduler.decision import Decision, Input, Removal, Scene, Untouched
 from mesh.scheduler.hosts import LOST_AFTER, Condition, Host, Hosts, Memory, remember, survey
@@ -244,33 +245,19 @@ class _Round:
         for name, host in self._hosts.by_name.items():
             node = known.get(name)
             if node is None or name in promises or not _is_of(node, host):
-                holdings = [*self._holdings(name), *promises.get(name, ())]
+                services = self._tenancies[name].replicas if name in self._tenancies else ()
+                held = (self._decisions[service].holdings(name) for service in services)
+                holdings = [*itertools.chain.from_iterable(held), *promises.get(name, ())]
                 node = Node(name, host.room, host.attributes, holdings, host.why)
             nodes[name] = node
         return nodes
-
-    def _holdings(self, node: str) -> Iterator[Holding]:
-        for service in self._tenancies[node].replicas if node in self._tenancies else ():
-            decision = self._decisions[service]
-            for assignment in decision.kept.get(node, ()):
-                blueprint = blueprint_or_none(decision.plan, assignment.release)
-                stays = assignment.id not in decision.outgoing
-                yield Holding(
-                    service,
-                    blueprint.demand if blueprint else NO_DEMAND,
-                    stays,
-                    assignment.id,
-                    assignment.slot,
-                    blueprint.spec.placement.priority if blueprint else 50,
-                    evictable=stays and assignment.want is Want.RUN,
-                )
 
     def _lodgers(self, node: str) -> Iterator[Blueprint | None]:
         """The blueprints of all that is in a node's plan."""
         for service in self._tenancies[node].replicas if node in self._tenancies else ():
             decision = self._decisions[service]
             for assignment in (*decision.kept.get(node, ()), *decision.records.get(node, ())):
-                yield blueprint_or_none(decision.plan, assignment.release)
+                yield decision.blueprint(assignment.release)
 
     def _namer(self, decision: Decision, new_id: Callable[[], str]) -> Callable[[str, Slot], str]:
         """Makes ids of new replicas, which nothing that is planned or still runs has."""

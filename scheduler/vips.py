@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Network = IPv4Network | IPv6Network
 
 
 class VipPool:
@@ -14,7 +17,7 @@ class VipPool:
 
     def __init__(self, vip_range: str) -> None:
         self.fault = ""
-        self._used: set[IPv4Address | IPv6Address] = set()
+        self._used: set[str] = set()
         self._free: Iterator[IPv4Address | IPv6Address] = iter(())
         try:
             self._network = ip_network(vip_range)
@@ -25,20 +28,24 @@ class VipPool:
 
     def keep(self, vip: str) -> bool:
         """Marks an address as used; False if it is not one of the range, or taken already."""
-        try:
-            address = ip_address(vip)
-        except ValueError:
+        if self.fault or vip in self._used or not _within(vip, self._network):
             return False
-        if self.fault or address not in self._network or address in self._used:
-            return False
-        self._used.add(address)
+        self._used.add(vip)
         return True
 
     def take(self) -> str | None:
         """The lowest free address; None if there is none."""
-        address = next((free for free in self._free if free not in self._used), None)
+        address = next((free for free in map(str, self._free) if free not in self._used), None)
         if address is None:
             self.fault = self.fault or f"no virtual IP is free in {self._network}: widen vip_range in desired/config"
             return None
         self._used.add(address)
-        return str(address)
+        return address
+
+
+@lru_cache(maxsize=100_000)
+def _within(vip: str, network: Network) -> bool:
+    try:
+        return vip == str(address := ip_address(vip)) and address in network
+    except ValueError:
+        return False
