@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns clean
+.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns bench-packing clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev ## measure reaction times end to end on this machine (minute
 
 bench-dns: $(VENV)/.dev ## measure DNS beside dnsmasq, Knot, unbound and Consul (minutes; as root)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.dns $(BENCH)
+
+bench-packing: $(VENV)/.dev ## count the nodes that packing needs, beside others' rules and a proven bound (a minute; MESH_TRACES)
+	@$(BIN)/python -m bench.packing $(BENCH)
 
 clean: ## remove what make made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
