@@ -195,14 +195,15 @@ class _Course:
         """Places all that waits in one batch.
 
         A predecessor goes if its successor has a place, and stays if not; when one stays after all, the batch is placed
-        anew around it.
+        anew around it. Those whose predecessors make room come first, so that this room is not taken by others.
         """
         leaving = {(name, old.slot): Stopped(old, why)
                    for name, seating in seatings.items() for old, why in seating.hand_over}  # fmt: skip
         for old in leaving.values():
             self._pin(old.replica)
         empty = [(name, slot) for name, seating in seatings.items() for slot in seating.fill]
-        wanted = sorted([*leaving, *empty], key=lambda seat: (seat[0], slot_order(seat[1])))
+        gives_room = {seat for seat, old in leaving.items() if not self._cluster.sites[old.replica.node].draining}
+        wanted = sorted([*leaving, *empty], key=lambda seat: (seat not in gives_room, seat[0], slot_order(seat[1])))
         staying: dict[_Seat, Refusal] = {}
         for _ in range(MAX_TRIES):
             away = {old.replica.id for seat, old in leaving.items() if seat not in staying}
