@@ -26,13 +26,13 @@ class Answers:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.classes = [0] * 6  # by first digit of the status; 0: the client left before an answer
+        self.classes = [0] * 10  # by first digit of the status; 0: the client left before an answer
         self.latency = [0] * (len(self.bounds) + 1)
         self.latency_sum = 0.0
 
     def answered(self, status: int, seconds: float) -> None:
         """A request ended with `status` (0: its client left)."""
-        self.classes[status // 100 if status < 600 else 5] += 1
+        self.classes[status // 100] += 1
         self.latency[bisect_left(self.bounds, seconds)] += 1
         self.latency_sum += seconds
 
@@ -52,7 +52,7 @@ class RouteStats(Answers):
 
 
 class EndpointStats(Answers):
-    """What became of the tries at one endpoint."""
+    """What became of the tries at one endpoint: answered, or failed without an answer."""
 
     __slots__ = ("ejected", "ejections", "failures", "left", "told_count", "told_failures")
 
@@ -105,8 +105,11 @@ class Stats(Answers):
     def end(self, began: float, now: float, status: int) -> None:
         """The request that came at `began` ended with `status` (0: its client left)."""
         self.in_flight -= 1
-        self.begun = self.begun - began if self.in_flight else 0.0
-        self.answered(status, now - began)
+        self.begun = self.begun - began if self.in_flight else 0.0  # so that roundings do not add up
+        seconds = now - began
+        self.classes[status // 100] += 1  # as `answered`, without a call
+        self.latency[bisect_left(BOUNDS, seconds)] += 1
+        self.latency_sum += seconds
 
     def failed(self, reason: str) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1
@@ -152,7 +155,7 @@ class Stats(Answers):
             service,
             port,
             requests=sum(self.classes[1:]) - sum(told.classes[1:]),
-            failures=self.classes[5] - told.classes[5],
+            failures=sum(self.classes[5:]) - sum(told.classes[5:]),
             busy=max(busy - told.busy, 0.0),
             latency={
                 index: count - before
@@ -173,7 +176,8 @@ class Stats(Answers):
 
     def _take_endpoints(self) -> Iterable[EndpointLoad]:
         for id, each in self.endpoints.items():
-            count, failures = sum(each.classes[1:]), each.classes[5] + sum(each.failures.values())
+            without_answer = sum(each.failures.values())
+            count, failures = sum(each.classes[1:]) + without_answer, sum(each.classes[5:]) + without_answer
             if each.in_flight or each.ejected or count != each.told_count or failures != each.told_failures:
                 yield EndpointLoad(
                     id, count - each.told_count, failures - each.told_failures, each.in_flight, each.ejected
@@ -188,7 +192,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.gauges: tuple[float, ...] = (0, 0, 0, 0, 0, 0.0)
-        self.classes = [0] * 6
+        self.classes = [0] * 10
         self.latency = [0] * (len(BOUNDS) + 1)
         self.busy = 0.0
         self.retries = self.opened = 0

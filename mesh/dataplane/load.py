@@ -31,8 +31,8 @@ class EndpointLoad(msgspec.Struct, frozen=True, array_like=True):
     """One endpoint's part."""
 
     id: str
-    requests: int
-    failures: int
+    requests: int  # tries
+    failures: int  # of them without an answer, or with 5xx
     in_flight: int
     ejected: bool
 
