@@ -30,26 +30,30 @@ from mesh.scheduler.placement.scores import NEVER
 SPARE = 8
 """So many more nodes are looked at than will do if all goes well."""
 GROWTH = 8
+FEW = 3
+"""Up to so many replicas are placed one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A spread label, over all nodes: the group of each, the replicas of the service in each group, and its share."""
+    """A spread label, over all nodes: the group of each, and the replicas of the service in each group."""
 
     groups: Ints
     counts: Ints
-    shares: Floats
-    missing: Mask  # groups of nodes without the label: after all others
+    shares: Floats | None = None  # of each group in the one around it; None: all the same
+    missing: Mask | None = None  # groups of nodes without the label, if there are any: after all others
 
-    def levels(self, group: Ints, rank: Ints | int = 0) -> Floats:
-        """What a further replica in the group counts: halves, so that targets are met as closely as can be (Webster).
+    def levels(self, group: Ints, rank: Ints | int = 0) -> Floats | Ints:
+        """What a further replica in the group counts.
 
-        A group that should have nothing comes after those that should, and one without the label after all.
+        By shares it is the half on the way to one more, so that targets are met as closely as can be (Webster). A
+        group that should have nothing comes after those that should, and one without the label after all.
         """
-        share = self.shares[group]
-        filled = self.counts[group] + rank + 0.5
-        level: Floats = np.where(share > 0, filled / np.where(share > 0, share, 1.0), filled + 1e12)
-        return level + self.missing[group] * 1e15
+        level: Floats | Ints = self.counts[group] + rank
+        if self.shares is not None:
+            share = self.shares[group]
+            level = np.where(share > 0, (level + 0.5) / np.where(share > 0, share, 1.0), level + 1e12)
+        return level if self.missing is None else level + self.missing[group] * 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +81,16 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Takes room for as many replicas as possible; returns their nodes, in the order greedy chooses them."""
     if terms.caps or terms.to_itself or terms.last.size:
         return _one_by_one(cluster, kind, terms, count)
-    picks = _all_at_once(cluster, kind, terms, count)
+    if count <= FEW and terms.own is None and terms.affinity is None and not terms.tiers:
+        return _few(cluster, kind, terms.max_per_node or count, count)
+    keys = first_keys(kind, terms)
+    looked_at = SPARE + (-(-count // (terms.max_per_node or 8)) if kind.packing else count)
+    while (found := _found(keys, kind, terms, looked_at, count)) is None:
+        looked_at *= GROWTH
+    picks, nodes, counts = found
     if picks.size:
-        nodes, counts = _counted(picks)
         cluster.take(kind.needs, nodes, counts)
     return picks
-
-
-def _counted(picks: Ints) -> tuple[Ints, Ints | int]:
-    """The different nodes, and how often each occurs."""
-    if picks.size == 1:
-        return picks, 1
-    nodes = np.sort(picks)
-    starts = np.flatnonzero(nodes[1:] != nodes[:-1]) + 1
-    if starts.size == nodes.size - 1:
-        return nodes, 1
-    bounds = np.concatenate(([0], starts, [nodes.size]))
-    return nodes[bounds[:-1]], np.diff(bounds)
-
-
-# ── all at once ──────────────────────────────────────────────────────────────────────────────
 
 
 def first_keys(kind: Kind, terms: Terms) -> Ints:
@@ -111,68 +105,124 @@ def first_keys(kind: Kind, terms: Terms) -> Ints:
     return keys
 
 
-def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
-    keys = first_keys(kind, terms)
-    looked_at = count if not kind.packing else -(-count // (terms.max_per_node or 8))
-    looked_at += SPARE
-    while True:
-        nodes, worst = _best(keys, looked_at)
-        if not nodes.size:
-            return nodes
-        picks = _from(nodes, worst, keys, kind, terms, count)
-        if picks is not None:
-            return picks
-        looked_at *= GROWTH
+# ── all at once ──────────────────────────────────────────────────────────────────────────────
+
+Found = tuple[Ints, Ints, Ints | int]
+"""The picks in their order; the different nodes among them, and how often each occurs."""
 
 
-def _best(keys: Ints, count: int) -> tuple[Ints, int]:
-    """The nodes with the least keys, at least so many, best first; and the worst key, `NEVER` if these are all."""
-    if count >= keys.size:
-        worst = NEVER
-        nodes = np.flatnonzero(keys < NEVER)
+def _found(keys: Ints, kind: Kind, terms: Terms, looked_at: int, count: int) -> Found | None:
+    """What greedy chooses, if the best nodes, so many of them, are certainly enough to tell."""
+    nodes, worst = _best(keys, kind, looked_at)
+    everything = worst == NEVER
+    if not nodes.size:
+        return nodes, nodes, 1
+    most = _most(keys, nodes, everything, kind, terms, count)
+    if most == 1:
+        items, item_keys = nodes, keys[nodes]
     else:
-        worst = int(np.partition(keys, count - 1)[count - 1])
-        nodes = (keys <= worst if worst < NEVER else keys < NEVER).nonzero()[0]
+        room = _room(nodes, most, kind, terms, count)
+        if kind.fills and not terms.tiers:
+            return _filled(nodes, room, everything, count)
+        items, item_keys = _queue(nodes, room, worst, kind, terms)
+    if terms.tiers:
+        picks = items[_merged(items, item_keys, terms.tiers)[:count]]
+        certain = everything or _enough(picks, items, keys, terms.tiers[-1], count)
+    else:
+        picks = items[:count]
+        certain = everything or picks.size == count
+    return (picks, *((picks, 1) if most == 1 else _counted(picks))) if certain else None
+
+
+def _best(keys: Ints, kind: Kind, count: int) -> tuple[Ints, int]:
+    """The nodes with the least keys, at least so many, best first; and how bad the worst may be: `NEVER` for all.
+
+    How bad they were the last time is tried first: that spares the search for the worst of the best.
+    """
+    worst = kind.cut
+    nodes = (keys <= worst).nonzero()[0]
+    if not count <= nodes.size <= 3 * count:
+        if 2 * count >= keys.size:
+            worst = NEVER
+        else:
+            worst = int(np.partition(keys, 2 * count - 1)[2 * count - 1])
+        if worst == NEVER:
+            nodes = (keys < NEVER).nonzero()[0]
+        else:
+            nodes = (keys <= worst).nonzero()[0]
+            kind.cut = worst
     return nodes[keys[nodes].argsort(kind="stable")], worst
 
 
-def _from(nodes: Ints, worst: int, keys: Ints, kind: Kind, terms: Terms, count: int) -> Ints | None:
-    """The picks in their order, if these nodes, those with keys up to `worst`, are certainly enough to tell."""
-    items, item_keys = nodes, keys[nodes]
-    if (depth := _depth(nodes, item_keys, worst, kind, terms, count)) > 1:
-        items, item_keys = _queue(nodes, worst, kind, terms, depth)
-    everything = worst == NEVER
-    if not terms.tiers:
-        return items[:count] if everything or items.size >= count else None
-    picks = items[_merged(items, item_keys, terms.tiers)[:count]]
-    if everything or _enough(picks, items, keys, terms.tiers[-1].groups, count):
-        return picks
-    return None
+def _most(keys: Ints, nodes: Ints, everything: bool, kind: Kind, terms: Terms, count: int) -> int:
+    """How many of the replicas one of these nodes may get before one that is not among them gets the next."""
+    most = count if terms.max_per_node is None else min(count, terms.max_per_node)
+    if kind.packing or everything:
+        return most
+    return min(most, scores.levels_between(int(keys[nodes[0]]), int(keys[nodes[-1]])))
 
 
-def _depth(nodes: Ints, keys: Ints, worst: int, kind: Kind, terms: Terms, count: int) -> int:
-    """How many replicas one of these nodes may get, at most."""
-    depth = count if terms.max_per_node is None else min(count, terms.max_per_node)
-    if not kind.packing and worst < NEVER:
-        depth = min(depth, scores.levels_between(int(keys[0]), worst))
-    return min(depth, int(kind.room(nodes).max())) if depth > 1 else depth
+def _room(nodes: Ints, most: int, kind: Kind, terms: Terms, count: int) -> Ints:
+    """How many of the replicas each of these nodes may get."""
+    room = np.minimum(kind.shape.room(nodes), most)
+    if terms.own is not None and terms.max_per_node is not None:
+        room = np.minimum(room, terms.max_per_node - terms.own[nodes])
+    if kind.packing or terms.affinity is not None or room.sum() <= 2 * count:
+        return room
+    return _up_to_level(room, None if terms.own is None else terms.own[nodes], terms, nodes, count)
 
 
-def _queue(nodes: Ints, worst: int, kind: Kind, terms: Terms, depth: int) -> tuple[Ints, Ints]:
+def _up_to_level(room: Ints, own: Ints | None, terms: Terms, nodes: Ints, count: int) -> Ints:
+    """The room up to the level at which every group has enough: replicas that keep apart will not stand higher."""
+    groups = terms.tiers[-1].groups[nodes] if terms.tiers else np.zeros(nodes.size, np.int64)
+    enough = np.minimum(np.bincount(groups, room), count)
+    there = np.zeros(nodes.size, np.int64) if own is None else own
+    low, high = int(there.min()), int(there.max()) + count
+    while low < high:
+        level = (low + high) // 2
+        if (np.bincount(groups, np.clip(level - there, 0, room)) >= enough).all():
+            high = level
+        else:
+            low = level + 1
+    return np.clip(low - there, 0, room)
+
+
+def _filled(nodes: Ints, room: Ints, everything: bool, count: int) -> Found | None:
+    """One node after the other, each until it is full: what greedy does if no node becomes worse by filling up."""
+    total = room.cumsum()
+    if total[-1] < count:
+        return (nodes.repeat(room), nodes, room) if everything else None
+    last = int(total.searchsorted(count))
+    counts = room[: last + 1]
+    counts[last] -= total[last] - count
+    return nodes[: last + 1].repeat(counts), nodes[: last + 1], counts
+
+
+def _queue(nodes: Ints, room: Ints, worst: int, kind: Kind, terms: Terms) -> tuple[Ints, Ints]:
     """Every replica that may be put on these nodes before a node worse than `worst` is, in greedy's order; its keys."""
-    items = nodes.repeat(depth)
-    earlier = np.tile(np.arange(depth), nodes.size)
+    items = nodes.repeat(room)
+    starts = room.cumsum() - room
+    earlier = np.arange(items.size) - starts.repeat(room)
     keys = kind.keys_of(items, earlier)
     own = earlier if terms.own is None else terms.own[items] + earlier
     keys |= scores.own_part(own, packing=kind.packing)
-    if terms.max_per_node is not None:
-        keys[own >= terms.max_per_node] = NEVER
     if terms.affinity is not None:
         keys |= scores.affinity_part(terms.affinity[items], packing=kind.packing)
-    waits = np.maximum.accumulate(keys.reshape(nodes.size, depth), axis=1).ravel()
+    if kind.fills:
+        return items, keys
+    waits = _running_maximum(keys, room)
     known = (waits <= min(worst, NEVER - 1)).nonzero()[0]
     order = known[np.lexsort((items[known], waits[known]))]
     return items[order], keys[order]
+
+
+def _running_maximum(keys: Ints, room: Ints) -> Ints:
+    """The running maximum along each node's replicas, which lie one after the other."""
+    table = np.full((room.size, int(room.max())), NEVER)
+    there = np.arange(table.shape[1]) < room[:, None]
+    table[there] = keys
+    maxima: Ints = np.maximum.accumulate(table, axis=1)[there]
+    return maxima
 
 
 def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
@@ -190,14 +240,46 @@ def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
     return order
 
 
-def _enough(picks: Ints, items: Ints, keys: Ints, groups: Ints, count: int) -> bool:
+def _enough(picks: Ints, items: Ints, keys: Ints, tier: Tier, count: int) -> bool:
     """True if no group could have run out of known items while others were compared with it."""
     if picks.size < count:
         return False
-    least = int(groups.max()) + 1
-    used = np.bincount(groups[picks], minlength=least)
-    short = used >= np.bincount(groups[items], minlength=least)
-    return not short.any() or not short[groups[keys < NEVER]].any()
+    used = np.bincount(tier.groups[picks], minlength=tier.counts.size)
+    short = used >= np.bincount(tier.groups[items], minlength=tier.counts.size)
+    return not short.any() or not short[tier.groups[keys < NEVER]].any()
+
+
+def _counted(picks: Ints) -> tuple[Ints, Ints]:
+    """The different nodes, and how often each occurs."""
+    nodes = np.sort(picks)
+    first = np.empty(nodes.size, bool)
+    first[0] = True
+    np.not_equal(nodes[1:], nodes[:-1], out=first[1:])
+    starts = first.nonzero()[0]
+    counts = np.empty(starts.size, np.int64)
+    np.subtract(starts[1:], starts[:-1], out=counts[:-1])
+    counts[-1] = nodes.size - starts[-1]
+    return nodes[starts], counts
+
+
+# ── a few ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _few(cluster: Cluster, kind: Kind, per_node: int, count: int) -> Ints:
+    """One search for each: up to a handful that is cheaper than preparing for many."""
+    keys = kind.keys()
+    view = keys.data
+    picks: list[int] = []
+    for _ in range(count):
+        node = int(keys.argmin())
+        if view[node] == NEVER:
+            break
+        cluster.take_one(kind.needs, node)
+        picks.append(node)
+        own = picks.count(node)
+        view[node] = NEVER if own >= per_node else kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
+    kind.renew(picks)
+    return np.array(picks, np.int64)
 
 
 # ── one at a time ────────────────────────────────────────────────────────────────────────────
@@ -213,7 +295,7 @@ def _one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     left = [cap.left.copy() for cap in terms.caps]
     terms = replace(terms, own=own)
 
-    def keys_of(nodes: Ints | slice) -> Ints:
+    def keys_of(nodes: Ints) -> Ints:
         keys = kind.keys_of(nodes) | scores.own_part(own[nodes], packing=kind.packing)
         pull = affinity[nodes] + terms.to_itself * (own[nodes] > 0)
         keys |= scores.affinity_part(pull, packing=kind.packing)
@@ -221,7 +303,7 @@ def _one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
             keys[own[nodes] >= terms.max_per_node] = NEVER
         return keys
 
-    keys = keys_of(slice(None))
+    keys = keys_of(np.arange(cluster.size))
     picks: list[int] = []
     for _ in range(count):
         nodes = np.flatnonzero(keys < NEVER)

@@ -21,7 +21,7 @@ from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.placement import reasons, rules, scores
 from mesh.scheduler.placement.batch import fill, first_keys
 from mesh.scheduler.placement.cluster import Ints, Mask
-from mesh.scheduler.placement.kinds import Kind, Needs
+from mesh.scheduler.placement.kinds import Kind, Needs, Shape
 from mesh.scheduler.placement.live import amounts_of, by_name, cluster_of, evictable
 from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
 from mesh.scheduler.placement.preemption import Victims
@@ -77,6 +77,7 @@ class _Batch:
         self._strategy = strategy
         self._cluster = cluster_of(self._nodes)
         self._cases: dict[int, _Case] = {}
+        self._shapes: dict[tuple[Needs, bool], Shape] = {}
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._wanted: list[Mask] | None = None
         self._requests = requests
@@ -247,8 +248,8 @@ class _Batch:
         kind = self._kinds.get(key)
         if kind is None:
             allowed = rules.allowed(self._cluster, blueprint)
-            wanted = self._wanted_labels() if packing else ()
-            kind = self._kinds[key] = Kind(self._cluster, needs, allowed, packing=packing, wanted=wanted)
+            shape = self._shapes.setdefault((needs, packing), Shape(self._cluster, needs, packing=packing))
+            kind = self._kinds[key] = Kind(shape, allowed, self._wanted_labels() if packing else ())
         return _Case(kind, needs, kind.allowed)
 
     def _wanted_labels(self) -> Sequence[Mask]:

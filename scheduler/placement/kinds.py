@@ -1,7 +1,8 @@
-"""Kinds of replicas, and what each node is worth to one: kept from batch to batch, renewed where something changed.
+"""What each node is worth to a replica: kept from batch to batch, renewed where something has changed.
 
-Services of one kind (the same demand, rules and strategy) look at the nodes with the same eyes, so they share one
-array of keys. It is brought up to date from the cluster's log of touched nodes.
+A *shape* is a demand under a strategy; services of one shape look at what is free with the same eyes, so they share one
+array of keys, brought up to date from what the cluster says has changed. A *kind* is a shape with the nodes that its
+rules allow.
 """
 
 from __future__ import annotations
@@ -14,76 +15,130 @@ from mesh.scheduler.placement import scores
 from mesh.scheduler.placement.cluster import Cluster, Ints, Mask
 from mesh.scheduler.placement.scores import NEVER
 
+_SIGN = np.array(63)
+_NEVER = np.array(NEVER)
+
 Needs = tuple[tuple[str, int], ...]
 """What one replica takes: dimension and amount, none of them zero."""
 
 
-class Kind:
-    """A demand, the nodes that its rules allow, and a strategy."""
+class Shape:
+    """A demand, under a strategy."""
 
-    def __init__(
-        self, cluster: Cluster, needs: Needs, allowed: Mask, *, packing: bool, wanted: Sequence[Mask] = ()
-    ) -> None:
+    def __init__(self, cluster: Cluster, needs: Needs, *, packing: bool) -> None:
         self.needs = needs
         self.packing = packing
-        self.allowed = allowed
         self._cluster = cluster
-        self._cpu = next((amount for dimension, amount in needs if dimension == "cpu"), 0)
-        self._memory = next((amount for dimension, amount in needs if dimension == "memory"), 0)
+        self._cpu, self._memory = (
+            next((amount for name, amount in needs if name == dimension), 0) for dimension in ("cpu", "memory")
+        )
+        self._cpu_0d, self._memory_0d = np.array(self._cpu), np.array(self._memory)
         self._others = [(cluster.free_of(name), amount) for name, amount in needs if name not in ("cpu", "memory")]
         asked = {name for name, _ in needs}
         self._unasked = [cluster.free_of(name) for name in sorted(cluster.resources - asked)] if packing else []
-        self._spared = _spared_labels(allowed, wanted) if packing else None
-        self._refused = np.where(allowed, 0, NEVER)
+        share = self._cpu * cluster.per_cpu + self._memory * cluster.per_memory
+        self.fills = packing and scores.tells_apart(share[share > 0])
+        """A node becomes better for it by each replica: what is best stays best until it is full (binpack)."""
         self._keys = np.zeros(cluster.size, np.int64)
+        self._view = self._keys.data
         self._version = -1
 
     def keys(self) -> Ints:
-        """What every node is worth to a first replica of a service without affinities. Not to be changed."""
-        version = self._cluster.version
-        if self._version != version:
-            stale = slice(None) if self._version < 0 else self._cluster.touched_since(self._version)
-            if not isinstance(stale, slice) and 2 * stale.size > self._cluster.size:
-                stale = slice(None)
-            self._keys[stale] = self.keys_of(stale)
-            self._version = version
+        """What every node is worth to a first replica of a service. Not to be changed."""
+        cluster = self._cluster
+        if (changes := cluster.version - self._version) > 0:
+            few = cluster.last_touched(changes)
+            if few is not None:
+                for node in few:
+                    self._view[node] = self.key_of(node)
+            else:
+                stale = (cluster.changed > self._version).nonzero()[0]
+                self._keys[stale] = self.keys_of(stale)
+            self._version = cluster.version
         return self._keys
 
-    def keys_of(self, nodes: Ints | slice, earlier: Ints | int = 0) -> Ints:
-        """The same for some nodes, with so many replicas of this kind put there before; `NEVER` where none fits."""
+    def renew(self, nodes: Sequence[int]) -> None:
+        """Brings these nodes up to date, which are all that have changed since `keys()`."""
+        for node in nodes:
+            self._view[node] = self.key_of(node)
+        self._version = self._cluster.version
+
+    def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
+        """The same for some nodes, with so many replicas of this shape put there before; `NEVER` where none fits."""
         cluster = self._cluster
-        count = earlier + 1
-        cpu = cluster.free["cpu"][nodes] - count * self._cpu
-        memory = cluster.free["memory"][nodes] - count * self._memory
-        cpu_share, memory_share = cluster.left_share("cpu", cpu, nodes), cluster.left_share("memory", memory, nodes)
-        if self.packing:
-            key = scores.pack_key(cpu_share, memory_share, self._spared_of(nodes))
-        else:
-            key = scores.spread_key(cpu_share, memory_share)
-        key |= self._refused[nodes]
-        if self._cpu:
-            key |= (cpu >> 63) & NEVER  # the sign of what is left: all ones where it is too little
-        if self._memory:
-            key |= (memory >> 63) & NEVER
+        cpu, memory = cluster.free["cpu"].take(nodes), cluster.free["memory"].take(nodes)
+        cpu -= self._cpu_0d if earlier is None else (earlier + 1) * self._cpu
+        memory -= self._memory_0d if earlier is None else (earlier + 1) * self._memory
+        score = scores.pack_keys if self.packing else scores.spread_keys
+        keys = score(cpu * cluster.per_cpu.take(nodes), memory * cluster.per_memory.take(nodes))
+        if self._cpu or self._memory:
+            lacking = (
+                np.bitwise_or(cpu, memory, out=cpu) if self._cpu and self._memory else cpu if self._cpu else memory
+            )
+            lacking >>= _SIGN  # all ones where something is too little
+            lacking &= _NEVER
+            keys |= lacking
+        if self._unasked:
+            keys |= scores.spared_resources(np.sum([free.take(nodes) > 0 for free in self._unasked], axis=0))
         for free, amount in self._others:
-            key |= ((free[nodes] - count * amount) >> 63) & NEVER
-        return key
+            left = free.take(nodes) - amount * (1 if earlier is None else earlier + 1)
+            keys |= (left >> _SIGN) & _NEVER
+        return keys
+
+    def key_of(self, node: int) -> int:
+        """The same for one node, without what arrays cost."""
+        if self._unasked or self._others:
+            return int(self.keys_of(np.array([node]))[0])
+        cluster = self._cluster
+        cpu, memory = cluster.cpu_view[node] - self._cpu, cluster.memory_view[node] - self._memory
+        if (cpu < 0 and self._cpu) or (memory < 0 and self._memory):
+            return NEVER
+        score = scores.pack_key if self.packing else scores.spread_key
+        return score(cpu * cluster.per_cpu_view[node], memory * cluster.per_memory_view[node])
 
     def room(self, nodes: Ints) -> Ints:
         """How many replicas fit on each of these nodes, by what they use up."""
         room = np.full(nodes.size, NEVER)
         for dimension, amount in self.needs:
-            np.minimum(room, self._cluster.free[dimension][nodes] // amount, out=room)
+            np.minimum(room, self._cluster.free[dimension].take(nodes) // amount, out=room)
         return room
 
-    def _spared_of(self, nodes: Ints | slice) -> Ints:
-        """How much of the scarce lies on these nodes and is not asked for."""
-        assert self._spared is not None
-        spared = self._spared[nodes]
-        for free in self._unasked:
-            spared = spared + (free[nodes] > 0) * scores.RESOURCE_SPARED
-        bounded: Ints = np.minimum(spared, scores.MAX_SPARED)
-        return bounded
+
+class Kind:
+    """A shape, and the nodes that the rules allow."""
+
+    def __init__(self, shape: Shape, allowed: Mask, wanted: Sequence[Mask] = ()) -> None:
+        self.shape = shape
+        self.needs = shape.needs
+        self.packing = shape.packing
+        self.allowed = allowed
+        self.fills = shape.fills
+        self.cut = -1
+        """How bad the worst of the nodes was that were looked at the last time."""
+        fixed = np.where(allowed, 0, NEVER)
+        if self.packing:
+            fixed |= _spared_labels(allowed, wanted)
+        self._fixed = fixed if fixed.any() else None
+        self._fixed_view = fixed.data
+
+    def keys(self) -> Ints:
+        """What every node is worth to a first replica of a service without affinities. Whoever writes, renews."""
+        keys = self.shape.keys()
+        return keys if self._fixed is None else keys | self._fixed
+
+    def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
+        """The same for some nodes, with so many replicas of this kind put there before; `NEVER` where none fits."""
+        keys = self.shape.keys_of(nodes, earlier)
+        return keys if self._fixed is None else keys | self._fixed.take(nodes)
+
+    def key_of(self, node: int) -> int:
+        """The same for one node, without what arrays cost."""
+        return self.shape.key_of(node) | self._fixed_view[node]
+
+    def renew(self, nodes: Sequence[int]) -> None:
+        """Brings these nodes up to date, which are all that have changed since `keys()`, and were written to since."""
+        if self._fixed is None:
+            self.shape.renew(nodes)
 
 
 def _spared_labels(allowed: Mask, wanted: Sequence[Mask]) -> Ints:
@@ -91,9 +146,9 @@ def _spared_labels(allowed: Mask, wanted: Sequence[Mask]) -> Ints:
 
     `wanted`: the nodes that will do, for each set of constraints in the batch.
     """
-    spared = np.zeros(allowed.size, np.int64)
+    spared = np.zeros(allowed.size)
     for others in wanted:
         share = others.sum() / max(others.size, 1)
         if share <= scores.SCARCE and not np.all(others | ~allowed):
-            spared += others * int(scores.LABEL_SPARED * (1 - share))
-    return spared
+            spared += others * (1 - share)
+    return scores.spared_labels(spared)

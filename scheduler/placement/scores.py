@@ -4,7 +4,7 @@ The wishes stand in the integer from the highest bits to the lowest, so that com
 wish. `NEVER` marks nodes that will not do.
 
     spread:   affinity 14 │ own replicas 17 │ load 28
-    binpack:  affinity 14 │ spared 8 │ emptiness 28 │ own replicas 13
+    binpack:  affinity 14 │ resources to spare 4 │ labels to spare 4 │ emptiness 28 │ own replicas 13
 
 Loads are made of IEEE additions, multiplications and comparisons alone: the same on every machine, for a whole array
 and for one node.
@@ -22,50 +22,70 @@ _LOAD = 28
 _WHOLE: int = 2**_LOAD - 1
 _OWN_SPREAD = 17
 _OWN_PACK = 13
-_SPARED = 8
+_RESOURCES = 4
+_LABELS = 4
 
-MAX_SPARED = 2**_SPARED - 1
-RESOURCE_SPARED = 32
-"""What a free resource counts that is not asked for: more than any few labels."""
-LABEL_SPARED = 8
-"""What a label counts at most that others ask for and few nodes have."""
+# as arrays without dimensions numbers cost a calculation half as much
+_WHOLE_0D = np.array(float(_WHOLE))
+_HALF_0D = np.array(_WHOLE / 2)
+_ZERO_0D = np.array(0.0)
+_OWN_PACK_0D = np.array(_OWN_PACK)
+
 SCARCE = 0.5
 """Labels that at most this share of the nodes have are scarce."""
 MAX_AFFINITY = 2**13 - 1
 """64 affinities of weight 100 stay below it."""
 
 
-def spread_load(cpu_left: Floats, memory_left: Floats) -> Floats:
-    """How loaded a node is, 0..1: by the fullest of its dimensions, from the shares that are left with the replica."""
-    load: Floats = 1.0 - np.minimum(cpu_left, memory_left)
-    return load
+def spread_keys(cpu: Floats, memory: Floats) -> Ints:
+    """The keys of nodes without a replica of the service, but for affinities: how full the fullest dimension is.
 
-
-def pack_load(cpu_left: Floats, memory_left: Floats) -> Floats:
-    """How full a node is, 0..1: the mean of its dimensions, so that one that is full in both goes first."""
-    load: Floats = 1.0 - (cpu_left + memory_left) * 0.5
-    return load
-
-
-def _steps(load: Floats) -> Ints:
-    """A load in whole steps; an overcommitted node is full."""
-    steps: Ints = (np.clip(load, 0.0, 1.0) * _WHOLE).astype(np.int64)
-    return steps
-
-
-def spread_key(cpu_left: Floats, memory_left: Floats) -> Ints:
-    """The key of nodes without a replica of the service, but for affinities."""
-    return _steps(spread_load(cpu_left, memory_left))
-
-
-def pack_key(cpu_left: Floats, memory_left: Floats, spared: Ints) -> Ints:
-    """The key of nodes without a replica of the service, but for affinities.
-
-    `spared`: how much there is on a node that is scarce and not asked for.
+    Given are the shares of CPU and of memory that are left with the replica on it; neither is kept.
     """
-    emptiness = _WHOLE - _steps(pack_load(cpu_left, memory_left))
-    key: Ints = (spared << (_LOAD + _OWN_PACK)) | (emptiness << _OWN_PACK)
-    return key
+    empty = np.minimum(cpu, memory, out=cpu)
+    empty *= _WHOLE_0D
+    keys: Ints = _WHOLE - np.maximum(empty, _ZERO_0D, out=empty).astype(np.int64)
+    return keys
+
+
+def spread_key(cpu: float, memory: float) -> int:
+    """The same for one node."""
+    return _WHOLE - int(max(min(cpu, memory) * _WHOLE, 0.0))
+
+
+def pack_keys(cpu: Floats, memory: Floats) -> Ints:
+    """The keys of nodes without a replica of the service, but for affinities and what is spared: how empty they are.
+
+    It is the mean of CPU and memory: a node that is full in both goes before one that is full in either.
+    """
+    empty = np.maximum(cpu, _ZERO_0D, out=cpu)
+    empty += np.maximum(memory, _ZERO_0D, out=memory)
+    empty *= _HALF_0D
+    keys: Ints = empty.astype(np.int64)
+    keys <<= _OWN_PACK_0D
+    return keys
+
+
+def pack_key(cpu: float, memory: float) -> int:
+    """The same for one node."""
+    return int((max(cpu, 0.0) + max(memory, 0.0)) * (_WHOLE / 2)) << _OWN_PACK
+
+
+def tells_apart(shares: Floats) -> bool:
+    """True if a replica that takes any of these shares (of CPU and memory together) makes a difference."""
+    return shares.size > 0 and float(shares.min()) * (_WHOLE / 2) >= 2.0
+
+
+def spared_resources(kinds: Ints) -> Ints:
+    """How many kinds of resources are free on a node that are not asked for, as a part of its key (binpack)."""
+    part: Ints = np.minimum(kinds, 2**_RESOURCES - 1) << (_LOAD + _OWN_PACK + _LABELS)
+    return part
+
+
+def spared_labels(wanted: Floats) -> Ints:
+    """By how many others a node is wanted for its labels, the rarer the more, as a part of its key (binpack)."""
+    part: Ints = np.minimum(2.0 * wanted, 2**_LABELS - 1).astype(np.int64) << (_LOAD + _OWN_PACK)
+    return part
 
 
 def own_part(own: Ints, *, packing: bool) -> Ints:
@@ -74,15 +94,21 @@ def own_part(own: Ints, *, packing: bool) -> Ints:
     return part
 
 
+def own_part_of(own: int, *, packing: bool) -> int:
+    """The same for one node."""
+    part: int = min(own, 2**_OWN_PACK - 1) if packing else min(own, 2**_OWN_SPREAD - 1) << _LOAD
+    return part
+
+
 def affinity_part(affinity: Ints, *, packing: bool) -> Ints:
     """What the sum of the weights that a node matches adds to its key: most is best."""
-    shift = _LOAD + (_OWN_PACK + _SPARED if packing else _OWN_SPREAD)
+    shift = _LOAD + (_OWN_PACK + _LABELS + _RESOURCES if packing else _OWN_SPREAD)
     return (MAX_AFFINITY - affinity) << shift
 
 
 def below_affinity(key: int, *, packing: bool) -> int:
     """A key without the part of affinities."""
-    shift = _LOAD + (_OWN_PACK + _SPARED if packing else _OWN_SPREAD)
+    shift = _LOAD + (_OWN_PACK + _LABELS + _RESOURCES if packing else _OWN_SPREAD)
     return key & ((1 << shift) - 1)
 
 
@@ -93,15 +119,20 @@ def levels_between(best: int, worst: int) -> int:
 
 def parts(key: int, *, packing: bool, affinity: int) -> tuple[tuple[str, float], ...]:
     """A key's parts by name, in the order they count."""
-    own_bits = _OWN_PACK if packing else _OWN_SPREAD
     pull = (("affinity", float(affinity)),)
-    if packing:
-        own = key & (2**own_bits - 1)
-        emptiness = (key >> own_bits) & _WHOLE
-        spared = (key >> (own_bits + _LOAD)) & MAX_SPARED
-        return (*pull, ("spared", float(spared)), ("load", _share(_WHOLE - emptiness)), ("own replicas", float(own)))
-    own = (key >> _LOAD) & (2**own_bits - 1)
-    return (*pull, ("own replicas", float(own)), ("load", _share(key & _WHOLE)))
+    own = key & (2**_OWN_PACK - 1) if packing else key >> _LOAD & (2**_OWN_SPREAD - 1)
+    if not packing:
+        return (*pull, ("own replicas", float(own)), ("load", _share(key & _WHOLE)))
+    emptiness = key >> _OWN_PACK & _WHOLE
+    labels = key >> (_OWN_PACK + _LOAD) & (2**_LABELS - 1)
+    resources = key >> (_OWN_PACK + _LOAD + _LABELS) & (2**_RESOURCES - 1)
+    return (
+        *pull,
+        ("resources to spare", float(resources)),
+        ("labels to spare", float(labels)),
+        ("emptiness", _share(emptiness)),
+        ("own replicas", float(own)),
+    )
 
 
 def _share(steps: int) -> float:

@@ -59,19 +59,18 @@ def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None, allo
         counts = np.zeros(numbers.size, np.int64) if own is None else np.bincount(groups, own, numbers.size)
         present = np.zeros(numbers.size, bool)
         present[groups[allowed]] = True
-        shares = _shares(spread, label.values, values, numbers // inner, present)
-        tiers.append(Tier(groups, counts.astype(np.int64), shares, values < 0))
+        shares = _shares(spread, label.values, values, numbers // inner, present) if spread.targets else None
+        missing = values < 0
+        tiers.append(Tier(groups, counts.astype(np.int64), shares, missing if missing.any() else None))
         outer = groups
     return tiers
 
 
 def _shares(spread: Spread, names: Sequence[str], values: Ints, outer: Ints, present: Mask) -> Floats:
-    """The share of each group in the one around it: equal, or as the targets say.
+    """The share of each group in the one around it, as the targets say.
 
-    What the targets leave is shared evenly among the values that they do not name and some node has that will do.
+    What they leave is shared evenly among the values that they do not name and some node has that will do.
     """
-    if not spread.targets:
-        return np.ones(values.size)
     rest = max(0.0, 1.0 - sum(spread.targets.values()))
     unnamed = np.array([value >= 0 and names[value] not in spread.targets for value in values], bool)
     among = np.bincount(outer, unnamed & present)[outer]

@@ -92,8 +92,10 @@ class _World:
         placement = request.blueprint.spec.placement
         packing = (placement.strategy or strategy) == "binpack"
         own = self.own[request.service, node.name]
-        load = self.load(request, node, packing=packing)
-        wishes = (self.spared(request, node), WHOLE - load, own) if packing else (own, load)
+        left = self.left(request, node)
+        empty = self.steps((max(left[0], 0.0) + max(left[1], 0.0)) * 0.5)
+        full = WHOLE - self.steps(min(left))
+        wishes = (*self.spared(request, node), empty, own) if packing else (own, full)
         levels = self.levels(request, node, eligible)
         return (node.name in request.avoid, *levels, -self.pull(request, node), *wishes, node.name)
 
@@ -103,7 +105,7 @@ class _World:
         for spread in request.blueprint.spec.placement.spread:
             outer = dict(like)
             like[spread.label] = node
-            filled = self.count(request, like) + 0.5
+            there = self.count(request, like)
             value = node.attributes.get(spread.label)
             unnamed = {
                 other.attributes[spread.label]
@@ -112,8 +114,10 @@ class _World:
                 and other.attributes.get(spread.label, "") not in ("", *spread.targets)
             }
             rest = max(0.0, 1.0 - sum(spread.targets.values())) / max(len(unnamed), 1)
-            share = spread.targets.get(value, rest) if spread.targets and value is not None else 1.0
-            level = filled / share if share > 0 else filled + 1e12
+            level = float(there)
+            if spread.targets:
+                share = spread.targets.get(value, rest) if value is not None else 1.0
+                level = (there + 0.5) / share if share > 0 else there + 1e12
             levels.append(level + (1e15 if value is None else 0))
         return levels
 
@@ -124,24 +128,28 @@ class _World:
             total += weight if there else 0
         return total
 
-    def load(self, request: Request, node: Node, *, packing: bool) -> int:
+    def left(self, request: Request, node: Node) -> list[float]:
+        """The shares of CPU and memory that are left with the replica on it."""
         demand = request.blueprint.demand
-        cpu, memory = (
+        return [
             (self.free(node, what) - amount) * (1.0 / has) if has else 0.0
             for what, amount, has in (
                 ("cpu", demand.cpu, node.capacity.cpu),
                 ("memory", demand.memory, node.capacity.memory),
             )
-        )
-        load = 1.0 - (cpu + memory) * 0.5 if packing else 1.0 - min(cpu, memory)
-        return math.floor(min(max(load, 0.0), 1.0) * WHOLE)
+        ]
 
-    def spared(self, request: Request, node: Node) -> int:
+    def steps(self, share: float) -> int:
+        return math.floor(max(share, 0.0) * WHOLE)
+
+    def spared(self, request: Request, node: Node) -> tuple[int, int]:
+        """The kinds of resources that are free there and not asked for; how much its labels are wanted by others."""
         names = {name for other in self.nodes for name in other.capacity.resources}
-        spared = 32 * sum(self.free(node, name) > 0 for name in names - request.blueprint.demand.resources.keys())
+        resources = sum(self.free(node, name) > 0 for name in names - request.blueprint.demand.resources.keys())
         eligible = {one.name for one in fit_labels(request, self.nodes)}
+        labels = 0.0
         for names in self.wanted:
             share = len(names) / len(self.nodes)
             if share <= 0.5 and node.name in names and not eligible <= names:
-                spared += int(8 * (1 - share))
-        return min(spared, 255)
+                labels += 1 - share
+        return min(resources, 15), math.floor(min(2 * labels, 15))
