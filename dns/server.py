@@ -141,6 +141,8 @@ class DnsServer:
                    [Sample(time.monotonic() - self._updated, worker)]),
         ]  # fmt: skip
 
+    def give_secrets(self, secrets: Mapping[str, str]) -> None: ...
+
     def loads(self) -> list[PortLoad]:
         return []
 

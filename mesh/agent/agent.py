@@ -35,6 +35,7 @@ from mesh.agent.events import (
 from mesh.agent.hands import Hands, Surroundings
 from mesh.agent.localise import Localiser
 from mesh.agent.report import Reporter, session_name
+from mesh.agent.route_secrets import RouteSecrets
 from mesh.agent.state import AgentState
 from mesh.agent.vip_route import VipMode
 from mesh.aio import Backoff, Signal, Tasks
@@ -110,6 +111,8 @@ class Agent:
         self._build_table = TableBuilder()
         self._localise = Localiser("route", 1)
 
+        self._route_secrets = RouteSecrets(store, self._keys, workers.give_secrets)
+
         self._look = Signal()  # an instance may have changed
         self._facts: Facts | None = None
         self._engine_problem = ""
@@ -146,6 +149,7 @@ class Agent:
         if self._timer:
             self._timer.cancel()
         await self._tasks.close()
+        await self._route_secrets.close()
         await self._probes.close()
         await self._reporter.close(leave=leave)
 
@@ -318,6 +322,7 @@ class Agent:
             return 0
         nodes = {**self._view.nodes, self._settings.node: NodeView(self._report(), held=True, index=self._index)}
         table = self._build_table(dataclasses.replace(self._view, nodes=nodes))
+        self._route_secrets.follow(table.routes)
         return self._workers.publish(self._localise(table))
 
     # ── what it says of itself ───────────────────────────────────────────────────────────────

@@ -30,6 +30,7 @@ from mesh.dataplane.frames import (
     NoTable,
     Problems,
     Quit,
+    Secrets,
     Snapshot,
     ToSupervisor,
     pack,
@@ -113,6 +114,7 @@ class Feed:
         self._on_change = on_change
         self._server: asyncio.Server | None = None
         self._table: Table | None = None
+        self._secrets: dict[str, str] = {}
         self._sequence = 0
         self._links: set[Link] = set()
         self._told = asyncio.Condition()
@@ -145,6 +147,12 @@ class Feed:
         self._table = table
         self.has_table.set()
         return self._sequence
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        """What the Table names and does not hold, for workers that serve it."""
+        self._secrets = dict(secrets)
+        for link in self._links:
+            link.news.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits for a condition on the links: their coming and going, and what they have applied."""
@@ -238,9 +246,13 @@ class Feed:
         """Keeps one worker up to date: what it has → what is newest, as often as it can take."""
         sent: Table | None = None
         sent_sequence = 0
+        given: dict[str, str] = {}
         if self._table is None:
             link.send(NoTable())
         while True:
+            if given != self._secrets and link.hello.kind == "proxy":
+                given = self._secrets
+                link.send(Secrets(given))
             newest, sequence = self._table, self._sequence
             if newest is not None and sequence != sent_sequence:
                 if sent is None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from mesh.dataplane.frames import (
     NoTable,
     Problems,
     Quit,
+    Secrets,
     Snapshot,
     pack,
     read_to_worker,
@@ -45,6 +47,9 @@ class Served(Protocol):
 
     async def update(self, table: Table, delta: TableDelta | None) -> None:
         """Serve this one."""
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        """What the Table names and does not hold: before it comes, and whenever it is another."""
 
     def connected(self) -> None:
         """A supervisor is there, and is about to hear who this is."""
@@ -125,6 +130,9 @@ class Follower:
                         self._table = apply_delta(self._table, delta)
                         await self._served.update(self._table, delta)
                         self._say(Applied(sequence))
+                        self._tell_problems()
+                    case Secrets(values):
+                        self._served.give_secrets(values)
                         self._tell_problems()
                     case AskMetrics(request):
                         self._say(Metrics(request, self._served.metrics()))

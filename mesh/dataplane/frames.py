@@ -84,6 +84,15 @@ class Delta(Frame, frozen=True):
     delta: TableDelta
 
 
+class Secrets(Frame, frozen=True):
+    """The values of the secrets that the Table's routes name: for proxies, and never shown."""
+
+    values: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join(self.values)})"
+
+
 class AskMetrics(Frame, frozen=True):
     request: int
 
@@ -101,7 +110,7 @@ class Quit(Frame, frozen=True):
 
 
 ToSupervisor = Hello | Applied | Problems | Metrics | Loads | Leaving
-ToWorker = NoTable | Snapshot | Delta | AskMetrics | AskLoads | Quit
+ToWorker = NoTable | Snapshot | Delta | Secrets | AskMetrics | AskLoads | Quit
 
 _encoder = msgspec.msgpack.Encoder()
 _to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)

@@ -31,6 +31,9 @@ class DataPlane(Protocol):
         When it returns, no new query or connection meets what the Table no longer holds.
         """
 
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        """The values of the secrets that the Table names; they may come before it or after."""
+
     def problems(self) -> list[str]:
         """What could not be done for the present Table: `web.http: cannot listen on 127.0.0.1:80: …`."""
 

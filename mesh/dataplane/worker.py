@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,9 @@ class _Serving:
         await self._plane.update(table, delta)
         await self.begin()
         self._give_sockets()
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        self._plane.give_secrets(secrets)
 
     def each_second(self) -> None:
         self._give_sockets()  # what was opened at another try

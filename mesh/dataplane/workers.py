@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mesh.aio import Backoff, Signal, Tasks
@@ -93,6 +93,10 @@ class Workers:
 
     def publish(self, table: Table) -> int:
         return self._feed.publish(table)
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        """The values of all secrets that the Table's routes name, for the proxy workers alone."""
+        self._feed.give_secrets(secrets)
 
     async def acknowledged(self, sequence: int, timeout: float) -> bool:
         return await self._feed.acknowledged(sequence, timeout)

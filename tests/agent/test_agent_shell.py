@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mesh.agent.agent import Agent
@@ -170,13 +172,17 @@ async def test_a_death_is_reported_with_its_last_words(world: World) -> None:
 class Plane:
     """A worker in this process, which notes each Table it is given; it may be slow."""
 
-    def __init__(self, folder: Path, delay: float = 0.0) -> None:
+    def __init__(self, folder: Path, delay: float = 0.0, kind: str = "dns") -> None:
         self.tables: list[Table] = []
+        self.secrets: dict[str, str] = {}
         self._delay = delay
-        hello = Hello("dns", 1, 1, "", "")
+        hello = Hello(kind, 1, 1, "", "")
         self.task = asyncio.create_task(Follower(folder / "workers/feed.sock", hello, self).run())
 
     def connected(self) -> None: ...
+
+    def give_secrets(self, secrets: Mapping[str, str]) -> None:
+        self.secrets = dict(secrets)
 
     async def begin(self) -> None: ...
 
@@ -198,6 +204,31 @@ class Plane:
     def endpoints(self) -> list[str]:
         service = self.tables[-1].services.get("web") if self.tables else None
         return [endpoint.id for endpoint in service.endpoints] if service else []
+
+
+async def test_proxies_alone_are_given_what_routes_name(world: World) -> None:
+    """Beside the Table, which only names them; anew when one changes; nothing when no route needs them."""
+    route = {
+        "listen": "127.0.0.1:8443", "tls": {"cert": {"secret": "shop-cert"}, "key": {"secret": "shop-key"}},
+        "rules": [{"to": [{"service": "web"}]}],
+    }  # fmt: skip
+    for name in ("shop-cert", "shop-key", "other"):
+        await world.store.put(f"mesh/desired/secrets/{name}", f"-{name}-".encode())
+    async with world.agent():
+        proxy, dns = Plane(world.settings.state, kind="proxy"), Plane(world.settings.state)
+        await world.store.put("mesh/desired/routes/shop", json.dumps(route).encode())
+        await until(lambda: proxy.secrets == {"shop-cert": "-shop-cert-", "shop-key": "-shop-key-"}, "both")
+        await world.store.put("mesh/desired/secrets/shop-cert", b"new")
+        await until(lambda: proxy.secrets.get("shop-cert") == "new", "the new one")
+        await until(lambda: "shop" in dns.tables[-1].routes, "the other kind has the Table")
+        assert dns.secrets == {}
+        assert b"-shop-key-" not in msgspec.json.encode(proxy.tables[-1])
+        late = Plane(world.settings.state, kind="proxy")
+        await until(lambda: late.secrets.get("shop-cert") == "new", "a worker that comes later")
+        await world.store.delete("mesh/desired/routes/shop")
+        await until(lambda: proxy.secrets == {}, "none any more")
+        for plane in (proxy, dns, late):
+            plane.task.cancel()
 
 
 async def test_withdrawn_then_drained_then_signalled(world: World) -> None:
