@@ -9,7 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from mesh.cli.cluster_file import cluster_of
+from mesh.cli.forecasts import forecast_json, warnings
 from mesh.cli.status import NodeStatus, ServiceStatus
+from mesh.scheduler.forecast import forecast
 from mesh.settings import AgentSettings
 from mesh.settings.sources import Sources
 
@@ -45,3 +48,9 @@ def test_the_shapes_shown_have_every_field_and_no_other() -> None:
     service, node = map(json.loads, fenced("json.md", "json"))
     assert msgspec.to_builtins(msgspec.convert(service, ServiceStatus)) == service
     assert msgspec.to_builtins(msgspec.convert(node, NodeStatus)) == node
+
+
+def test_the_simulation_shown_has_the_answer_shown() -> None:
+    question, answer = map(json.loads, fenced("simulate.md", "json"))
+    cluster = cluster_of(question)
+    assert forecast_json(cluster, forecast(cluster), warnings(cluster)) == answer

@@ -11,6 +11,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from mesh import keys
+from mesh.cli.cluster_file import cluster_of
 from mesh.spec.files import parse_documents
 from mesh.spec.route import RouteSpec, is_route, parse_route
 from mesh.spec.service import ServiceSpec, parse_spec
@@ -45,7 +46,9 @@ def test_a_yaml_block_is_a_valid_spec(block: str) -> None:
 @pytest.mark.parametrize("block", blocks("json"))
 def test_a_json_block_parses_and_a_table_is_a_table(block: str) -> None:
     value = json.loads(block)
-    if "services" in value:
+    if "replicas" in value and "services" in value:
+        cluster_of(value)
+    elif "services" in value:
         table = parse_table(block.encode())
         assert table.services["web"].endpoints
         assert table.routes["shop"].rules[0].to
