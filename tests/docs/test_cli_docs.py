@@ -12,6 +12,7 @@ import msgspec
 from mesh.cli.cluster_file import cluster_of
 from mesh.cli.forecasts import forecast_json, warnings
 from mesh.cli.status import NodeStatus, ServiceStatus
+from mesh.cli.top import ServiceTop
 from mesh.scheduler.forecast import forecast
 from mesh.settings import AgentSettings
 from mesh.settings.sources import Sources
@@ -45,9 +46,10 @@ def test_every_variable_named_is_read() -> None:
 
 
 def test_the_shapes_shown_have_every_field_and_no_other() -> None:
-    service, node = map(json.loads, fenced("json.md", "json"))
+    service, node, top = map(json.loads, fenced("json.md", "json"))
     assert msgspec.to_builtins(msgspec.convert(service, ServiceStatus)) == service
     assert msgspec.to_builtins(msgspec.convert(node, NodeStatus)) == node
+    assert msgspec.to_builtins(msgspec.convert(top, ServiceTop)) == top
 
 
 def test_the_simulation_shown_has_the_answer_shown() -> None:
