@@ -51,6 +51,14 @@ def _site(host: Host) -> Site:
 
 
 def _service(view: View, plan: ServicePlan) -> Service:
+    """The service as it should be; one whose plan makes no sense (edited by hand, say) stays as it is."""
+    try:
+        return _readable(view, plan)
+    except ValueError as error:
+        return Service(plan.service, None, 0, why=f"its plan cannot be read: {' '.join(str(error).split())}")
+
+
+def _readable(view: View, plan: ServicePlan) -> Service:
     name, wish = plan.service, view.wishes[plan.service]
     why = "; ".join(plan.errors)
     asked = plan.desired if wish.spec is None or plan.errors else wish.spec.replicas
@@ -121,5 +129,5 @@ def _remembered(plans: dict[str, ServicePlan]) -> Iterator[Replica]:
 
 
 def _ended(plan: ServicePlan, slot: str, node: str, state: ReplicaState) -> Replica:
-    place: Slot = slot if plan.kind == "global" else int(slot)
+    place: Slot = int(slot) if slot.isdecimal() and plan.kind != "global" else slot
     return Replica(f"{plan.service} {slot} {state} on {node}", plan.service, place, node, state, since=-1.0)

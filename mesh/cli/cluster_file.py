@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
+
 from mesh import units
 from mesh.model import Capacity, ReplicaState, Slot
 from mesh.scheduler.blueprint import NO_DEMAND, Demand, draw
@@ -131,7 +133,12 @@ class _Reader:
         )
 
     def _reserved(self, path: str, body: object) -> Capacity:
-        return self._capacity(path, self._object(path, body, ("cpu", "memory", "resources")))
+        """What the node keeps for itself; named counts may also stand beside `cpu` and `memory`, as in a spec."""
+        given = self._object(path, body)
+        beside = {key: given.pop(key) for key in [*given] if key not in ("cpu", "memory", "resources")}
+        kept = self._capacity(path, given)
+        counts = {key: self._whole(f"{path}.{key}", count) for key, count in beside.items()}
+        return msgspec.structs.replace(kept, resources={**kept.resources, **counts})
 
     def _capacity(self, path: str, body: Mapping[str, object]) -> Capacity:
         resources = self._object(f"{path}.resources", body.get("resources"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mesh.model import Release, ServicePlan
 from tests.cli.conftest import Kv, Mesh, Result
 from tests.cli.live import running
 
@@ -181,6 +182,7 @@ def test_rebalance_adds_moves(simulate: Any) -> None:
         ({"nodes": {"n1": {"memory": "4GiB"}}}, "nodes.n1.memory: must be memory"),
         ({"nodes": {"n1": {"resources": {"gpu": 1.5}}}}, "nodes.n1.resources.gpu: must be a whole number"),
         ({"nodes": {"n1": {"reserved": {"cpu": -1}}}}, "nodes.n1.reserved.cpu: must be CPU"),
+        ({"nodes": {"n1": {"reserved": {"memroy": "1Gi"}}}}, "nodes.n1.reserved.memroy: must be a whole number"),
         ({"nodes": {"n1": {"labels": ["zone"]}}}, "nodes.n1.labels: must be an object"),
         ({"nodes": {"n1": {"labels": {"zone": None}}}}, "nodes.n1.labels.zone: must be text, got nothing"),
         ({"nodes": {"n1": {"availability": "drained"}}}, "nodes.n1.availability: must be active, pause, drain or lost"),
@@ -290,3 +292,16 @@ def test_the_running_cluster_is_an_input_too(mesh: Mesh, kv: Kv) -> None:
     assert result.json["placements"] == [{"service": "web", "slot": 2, "node": "n1"}]
     assert result.json["nodes"] == {"n1": {"cpu_free": 800, "memory_free": 2**30 - 2**27, "resources_free": {}}}
     assert mesh("simulate", "--live", "--lose", "n1", "--json").code == 3
+
+
+def test_a_service_whose_plan_makes_no_sense_stops_no_others(mesh: Mesh, kv: Kv) -> None:
+    running(kv)
+    release = Release(number=1, hash="x", spec={"replicas": "many"}, good=True)
+    kv.put(kv.keys.service("odd"), {"name": "odd", "image": "odd:1"})
+    kv.put(
+        kv.keys.service_plan("odd"),
+        ServicePlan(service="odd", desired=1, releases=[release], seats="1-x", pins={"a": "n1"}),
+    )
+    result = mesh("simulate", "--live", "--json")
+    assert result.json["placements"] == [{"service": "web", "slot": 2, "node": "n1"}]
+    assert [one["service"] for one in result.json["pending"]] == ["odd"]
