@@ -225,14 +225,6 @@ class AccessLog:
             log.warning("%s", problem)
         self.problem = problem
 
-    def families(self) -> list[Family]:
-        return [
-            Family("mesh_proxy_access_log_lines", "Lines written.", "counter", [Sample(self.written)]),
-            Family("mesh_proxy_access_log_dropped", "Lines lost to a slow or full disk.", "counter", [
-                Sample(self.dropped)
-            ]),
-        ]  # fmt: skip
-
     async def close(self) -> None:
         """Writes what is left, if the disk takes it within a while."""
         loop = asyncio.get_running_loop()
@@ -246,6 +238,15 @@ class AccessLog:
             self._descriptor = -1
 
 
+def log_families(log: AccessLog | None) -> list[Family]:
+    """The log's own metrics; without samples where there is none."""
+    written, dropped = ([Sample(log.written)], [Sample(log.dropped)]) if log is not None else ([], [])
+    return [
+        Family("mesh_proxy_access_log_lines", "Lines written to the access log.", "counter", written),
+        Family("mesh_proxy_access_log_dropped", "Lines lost to a slow or full disk.", "counter", dropped),
+    ]
+
+
 def _ids(head: bytes) -> tuple[str, str]:
     """The request's and the trace's, out of the head that was sent."""
     found = ["", ""]
@@ -257,7 +258,7 @@ def _ids(head: bytes) -> tuple[str, str]:
 
 
 def _path(request: Request) -> str:
-    return _text(request.target.partition(b"?")[0], MOST_PATH)
+    return _text(request.asked_target.partition(b"?")[0], MOST_PATH)
 
 
 def _text(data: bytes, most: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from mesh.aio import Tasks
 from mesh.dataplane.load import PortLoad
 from mesh.metrics import Family
-from mesh.proxy.access_log import AccessLog
+from mesh.proxy.access_log import AccessLog, log_families
 from mesh.proxy.arrival import expect_proxy_header
 from mesh.proxy.backend import Backend
 from mesh.proxy.context import Context
@@ -170,8 +170,7 @@ class ProxyServer:
     def metrics(self) -> list[Family]:
         counted = {key: backend.stats for key, backend in self._backends.items()}
         listeners = {address: gateway.site.stats for address, gateway in self._gateways.items()}
-        log = self._context.access_log
-        return families(counted, self._route_stats(), listeners) + (log.families() if log else [])
+        return families(counted, self._route_stats(), listeners) + log_families(self._context.access_log)
 
     def loads(self) -> list[PortLoad]:
         """What came since the last call."""
