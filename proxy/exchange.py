@@ -15,11 +15,10 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.body import LAST_CHUNK, chunk
 from mesh.proxy.http1 import Request, Response
 from mesh.proxy.policy import Policy
-from mesh.proxy.request_body import MAX_REPLAY, RequestBody
-from mesh.proxy.retry import IDEMPOTENT, may_retry
-from mesh.proxy.ring import hash_key
+from mesh.proxy.retry import IDEMPOTENT
 from mesh.proxy.stats import RouteStats
 from mesh.proxy.timers import NEVER
+from mesh.proxy.tries import Tries
 from mesh.proxy.tunnel import Tunnel
 from mesh.proxy.upstream import UpstreamConnection
 
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
 RETRY_AFTER = b"Retry-After: 1\r\n"
 """For whoever met a full line: it moves within a second, or is long enough."""
 
-NOT_THE_ENDPOINT_S_FAULT = frozenset({501, 505})
-"""Statuses from 500 on that tell of the request, not of who answered it."""
 
-
-class Exchange:
+class Exchange(Tries):
     """Lives from a request's head to the end of its response (or of the tunnel it became).
 
     What the access log shows of it: `request`, `status` (0: the client left before an answer), `tries`, `endpoint`
@@ -45,22 +41,14 @@ class Exchange:
     client-timeout, client-left, bad-request.
     """
 
-    # Without __slots__: what most exchanges leave as it is costs nothing to make.
     status = 0
-    reason = ""
-    tries = 0
-    endpoint = ""
     bytes_in = 0
     bytes_out = 0
-    sent = 0.0
     answered = 0.0
     done = False
     tunnel: Tunnel | None = None
     _queued = False
     _inside = False  # the backend's gate
-    _tried: tuple[Upstream, ...] = ()
-    _failure = ""  # of the last try, for the client
-    _upstream: Upstream | None = None
     _connection: UpstreamConnection | None = None
     _streaming = False  # the head of the response went to the client
     _keep_alive = False
@@ -76,15 +64,9 @@ class Exchange:
         route: RouteStats | None = None,
     ) -> None:
         """`policy`: the backend's, or what the rule of `route` makes of it."""
+        super().__init__(request, client.origin, backend, policy)
         self.client = client
-        self.request = request
-        self.backend = backend
-        self.policy = policy
         self.route = route
-        self.started = now = time.monotonic()
-        self._deadline = now + policy.timeout
-        body = request.body()
-        self._body = RequestBody(body, chunked=request.chunked) if body is not None else None
         self._head = headers.request_head(request, client.origin, backend.host)
 
     @property
@@ -108,11 +90,11 @@ class Exchange:
             backend.gate.free -= 1
             self._inside = True
             backend.budget.request(now)
-            self._try(backend.pick((), now, self._key()), now)
+            self._try(self._pick(now), now)
         elif backend.gate.wait(self):
             self._queued = True
             backend.stats.queued += 1
-            self.client.context.wheel.watch(self.client, now + self.policy.limits.queue_timeout)
+            self.client.context.wheel.watch(self.client, min(now + self.policy.limits.queue_timeout, self._deadline))
         else:
             backend.stats.failed("overflow")
             self._failure = "too many requests are under way and waiting"
@@ -126,12 +108,7 @@ class Exchange:
         self._inside = True
         now = time.monotonic()
         backend.budget.request(now)
-        self._try(backend.pick((), now, self._key()), now)
-
-    def _key(self) -> bytes | None:
-        """What the balancer hashes; None where it does not, or the request lacks it."""
-        hash_of = self.policy.hash_of
-        return hash_key(hash_of, self.request, self.client.origin) if hash_of else None
+        self._try(self._pick(now), now)
 
     # ── trying
 
@@ -143,26 +120,15 @@ class Exchange:
                 self.reason = "no-endpoint"
             self._give_up(502 if self._failure else 503, self.reason)
             return
-        self.tries += 1
-        self.sent = now
-        self.endpoint = upstream.id
-        self._upstream = upstream
-        upstream.in_flight += 1
-        upstream.stats.in_flight += 1
+        self._begin_try(upstream, now)
         connection = None
         if not again:
-            connection = upstream.take() if self._is_repeatable else upstream.take_fresh(now)
+            connection = upstream.take() if self._repeatable else upstream.take_fresh(now)
         self._set_deadline()
         if connection is None:
             self.client.context.connect(self, upstream)
         else:
             self._send(connection)
-
-    @property
-    def _is_repeatable(self) -> bool:
-        """It may be sent again, should its connection turn out to have been closed."""
-        request = self.request
-        return request.method in IDEMPOTENT and request.length <= MAX_REPLAY and not request.chunked
 
     def connected(self, connection: UpstreamConnection) -> None:
         """The connection asked for is open."""
@@ -173,13 +139,15 @@ class Exchange:
             self._leave_upstream()
             self.tries -= 1
             now = time.monotonic()
-            self._try(self.backend.pick(self._tried, now, self._key()), now)
+            self._try(self._pick(now), now)
         else:
             self._send(connection)
 
     def connect_failed(self, upstream: Upstream, why: str) -> None:
         if not self.done and self._connection is None and upstream is self._upstream:
             self._try_failed("connect-failure", f"{upstream.id} cannot be reached: {why}", sent=False)
+        else:  # too late for this request, but others should know
+            self.backend.failed(upstream, self.started, time.monotonic(), refused=True)
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
@@ -196,15 +164,6 @@ class Exchange:
     def wants_body(self) -> bool:
         """The client's further bytes belong to this request and can go on."""
         return self._connection is not None and self.request_open
-
-    @property
-    def request_open(self) -> bool:
-        """The request's body has not come whole yet."""
-        return self._body is not None and self._body.open
-
-    @property
-    def _replayable(self) -> bool:
-        return self._body is None or self._body.replayable
 
     def feed(self, data: bytes) -> bytes:
         """Takes bytes of the body from the client; returns those behind its end.
@@ -238,9 +197,15 @@ class Exchange:
         upstream = self._upstream
         assert upstream is not None
         self.answered = now = time.monotonic()
-        if (status >= 400 or upstream.avoid_until) and not self._judge(upstream, status):
-            return False
-        self.backend.answered_after(upstream, now - self.sent, now)
+        began = self.sent
+        if status >= 400 or upstream.avoid_until:
+            self._learn(upstream, status, now)
+            if status in self.policy.retry_on and self._try_again(
+                status, f"{upstream.id} answered {status}", sent=True
+            ):
+                upstream.stats.answered(status, now - began)
+                return False
+        self.backend.answered_after(upstream, now - began, now)
         self.status = status
         self._streaming = True
         self._chunk_response = not response.no_body and response.length is None and request.version == 1
@@ -260,20 +225,6 @@ class Exchange:
             head += chunk(payload) if self._chunk_response else payload
         self.client.write(head)
         return True
-
-    def _judge(self, upstream: Upstream, status: int) -> bool:
-        """What the response's status tells of the endpoint. False: another is tried instead."""
-        now = self.answered
-        if status >= 500 and status not in NOT_THE_ENDPOINT_S_FAULT:
-            self.backend.failed(upstream, self.sent, now)
-        elif upstream.avoid_until:  # it is the probe, or a last choice: others wait for its result
-            self.backend.succeeded(upstream, self.sent, now)
-        if status not in self.policy.retry_on:
-            return True
-        again = self._try_again(status, f"{upstream.id} answered {status}", sent=True)
-        if again:
-            upstream.stats.answered(status, now - self.sent)
-        return not again
 
     def response_pending(self) -> None:
         """More of the body is to come."""
@@ -337,15 +288,7 @@ class Exchange:
             return
         self._leave_upstream()
         self.tries -= 1
-        self._try(self.backend.pick(self._tried, now, self._key()) if upstream.gone else upstream, now, again=True)
-
-    def _count_failure(self, reason: str) -> None:
-        """The try failed for what the endpoint did, or did not do."""
-        self.backend.stats.failed(reason)
-        if self._upstream is not None:
-            self._upstream.stats.failed(reason)
-            refused = reason == "connect-failure"
-            self.backend.failed(self._upstream, self.sent, time.monotonic(), refused=refused)
+        self._try(self._pick(now) if upstream.gone else upstream, now, again=True)
 
     def _try_failed(self, reason: str, text: str, *, sent: bool) -> None:
         self._count_failure(reason)
@@ -354,24 +297,10 @@ class Exchange:
 
     def _try_again(self, failure: str | int, text: str, *, sent: bool) -> bool:
         """Starts the next try if the policy, the budget and the endpoints allow one."""
-        backend = self.backend
-        self._failure = text
         now = time.monotonic()
-        if self._upstream is not None:
-            self._tried = (*self._tried, self._upstream)
-        if not may_retry(self.policy, failure, self.request.method, self.tries, replayable=self._replayable, sent=sent):
-            return False
-        if now >= self._deadline and not self.request_open:
-            return False
-        if not backend.budget.left(now):
-            if isinstance(failure, int):
-                self.reason = "retry-budget"
-            return False
-        upstream = backend.pick(self._tried, now, self._key())
+        upstream = self._next(failure, text, now, sent=sent)
         if upstream is None:
             return False
-        backend.budget.spend(now)
-        backend.stats.retries += 1
         self._leave_upstream()
         self._try(upstream, now)
         return True
@@ -476,13 +405,8 @@ class Exchange:
         self.backend.stats.queued -= 1
 
     def _leave_upstream(self, *, reusable: bool = False) -> None:
-        upstream, self._upstream = self._upstream, None
+        self._end_try()
         connection, self._connection = self._connection, None
-        if upstream is not None:
-            upstream.in_flight -= 1
-            upstream.stats.in_flight -= 1
-            if upstream.avoid_until:
-                self.backend.no_result(upstream, self.sent, time.monotonic())
         if connection is None:
             return
         if self.tunnel:
