@@ -107,6 +107,8 @@ class Shelf:
         try:
             while True:
                 message, descriptors, *_ = socket.recv_fds(way, _MESSAGE, BATCH)
+                for descriptor in descriptors:  # a replica would keep it open and never accept
+                    os.set_inheritable(descriptor, False)
                 if not message:
                     break
                 self._take(message, descriptors)
