@@ -148,13 +148,13 @@ class Request:
     """A request head that passed."""
 
     __slots__ = (
-        "asked_host", "chunked", "expect", "fields", "host", "keep_alive", "length", "method", "target", "upgrade",
-        "version",
+        "asked_host", "asked_target", "chunked", "expect", "fields", "host", "keep_alive", "length", "method", "target",
+        "upgrade", "version",
     )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, host: bytes, fields: RequestFields) -> None:
         self.method = method
-        self.target = target  # origin form, or `*`
+        self.target = self.asked_target = target  # origin form, or `*`; rules may rewrite the first
         self.host = host  # for the upstream; empty only in HTTP/1.0
         self.asked_host = host  # as the client wrote it
         self.fields = fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -13,7 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Cluster, Load, Process, app_pids, descendants, dev, eventually, runs_app, service
+from tests.e2e.harness import (
+    Cluster,
+    Load,
+    Process,
+    app_pids,
+    descendants,
+    dev,
+    eventually,
+    free_port,
+    runs_app,
+    service,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.dig]
 
@@ -42,6 +54,43 @@ def test_from_a_key_to_an_answered_request(mesh: tuple[Cluster, Process]) -> Non
         eventually(lambda: load.total >= 60, "60 requests")
     assert load.failures == []
     assert {answer.split()[-1] for answer in load.answers} == set(ids)
+
+
+def test_a_route_lets_requests_in_from_outside(mesh: tuple[Cluster, Process], tmp_path: Path) -> None:
+    cluster, _ = mesh
+    port = free_port()
+    route = {
+        "name": "shop",
+        "listen": f"127.0.0.1:{port}",
+        "rules": [
+            {"host": "shop.example.com", "path": "/inner", "to": [{"service": "web"}], "rewrite": {"prefix": "/"}},
+            {"host": "*.example.com", "redirect": {"code": 308, "host": "shop.example.com"}},
+        ],
+    }
+    cluster.apply(route, service(replicas=1))
+    cluster.wait_ready("web", 1)
+
+    def ask(host: str, path: str) -> tuple[int, str | None]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", path, headers={"Host": host})
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status, answer.getheader("Location")
+
+    eventually(lambda: ask("shop.example.com", "/inner/healthz") == (200, None), "the route")
+    assert ask("other.example.com", "/x?y") == (308, "http://shop.example.com/x?y")
+    put_key(cluster, "mesh/desired/routes/shop", b'{"listen": "x"}')  # changes nothing
+    cluster.mesh("scale", "web=2")
+    cluster.wait_ready("web", 2)
+    assert ask("shop.example.com", "/inner/healthz") == (200, None)
+    cluster.mesh("delete", "route/shop")
+    eventually(lambda: refused(port), "the listener's end")  # no replica may hold its socket either
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_killed_replica_is_replaced_and_nobody_notices(mesh: tuple[Cluster, Process]) -> None:
