@@ -9,7 +9,7 @@ from typing import Any
 from mesh import console, units
 from mesh.model import Slot
 from mesh.scheduler.cluster import Cluster, Replica, Room
-from mesh.scheduler.forecast import Forecast, Waiting, slot_order
+from mesh.scheduler.forecast import Forecast, Waiting
 from mesh.scheduler.sentences import listed, size_text
 
 MAX_ROWS = 60
@@ -120,15 +120,7 @@ def show_nodes(cluster: Cluster, replicas: Sequence[Replica]) -> None:
 
 
 def slots_text(slots: Iterable[Slot]) -> str:
-    """`1-3, 7`."""
-    parts: list[str] = []
-    start: Slot | None = None
-    last: Slot | None = None
-    for slot in sorted(slots, key=slot_order):
-        if isinstance(slot, int) and isinstance(last, int) and slot == last + 1:
-            last = slot
-            parts[-1] = f"{start}-{last}"
-        else:
-            start = last = slot
-            parts.append(str(slot))
-    return ", ".join(parts)
+    """`1-3,7`, or the names of nodes."""
+    known = list(slots)
+    numbers = units.format_numbers(slot for slot in known if isinstance(slot, int))
+    return ", ".join([*([numbers] if numbers else []), *sorted(slot for slot in known if isinstance(slot, str))])
