@@ -9,7 +9,6 @@ one core; `p50` and `worst` of the rounds.
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import random
 import resource
@@ -72,7 +71,6 @@ class Cluster:
 
     def look(self) -> tuple[Outcome, float]:
         """One look, and the CPU seconds it took."""
-        gc.collect()
         started = time.process_time()
         outcome = reconcile(self.view, self.now, self._new_id, self.memory)
         took = time.process_time() - started

@@ -50,8 +50,12 @@ class Input:
     plan: ServicePlan
     wish: Wish | None
     scale: int | None
-    replicas: Sequence[Replica]
+    muster: Mapping[str, Sequence[Replica]]  # its replicas by node
     scene: Scene
+
+    @property
+    def replicas(self) -> list[Replica]:
+        return [replica for node in sorted(self.muster) for replica in self.muster[node]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Fill:
     release: int
     cause: str
     run: int = 0
+    moves: str = ""  # the replica whose successor this is, if it stays should there be no place
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +171,11 @@ class Decision:
             evictable=stays and assignment.want is Want.RUN,
         )
 
-    def ask(self, slot: Slot, release: Release, cause: str, *, run: int = 0) -> None:
-        """Asks for a replica; where room is being made for one, waits for that."""
+    def ask(self, slot: Slot, release: Release, cause: str, *, run: int = 0, moved: Assignment | None = None) -> None:
+        """Asks for a replica; where room is being made for one, waits for that.
+
+        `moved`: it is to take the place of this one, on that one's target.
+        """
         blueprint = blueprint_of(self.plan.service, release)
         claim = next((claim for claim in self.given.plan.claims
                       if (claim.slot, claim.release, claim.run) == (slot, release.number, run)), None)  # fmt: skip
@@ -177,9 +185,9 @@ class Decision:
             self.update(claims=[*self.plan.claims, claim])
             return
         pinned = self.plan.pins.get(str(slot)) if blueprint.spec.volumes else None
-        only = slot if isinstance(slot, str) else pinned
+        only = moved.target if moved else slot if isinstance(slot, str) else pinned
         request = Request(self.plan.service, slot, blueprint, only=only, avoid=self._failed_on(release))
-        self.fills.append(Fill(request, release.number, cause, run))
+        self.fills.append(Fill(request, release.number, cause, run, moved.id if moved else ""))
 
     def _still_there(self, claim: Claim) -> list[str]:
         scene = self.given.scene
@@ -256,6 +264,9 @@ class Decision:
         were_pending = {pending.slot for pending in self.given.plan.pending}
         for fill, answer in zip(self.fills, answers, strict=True):
             slot = fill.request.slot
+            if fill.moves and not _is_better(answer):
+                self._stay(fill.moves)
+                continue
             if isinstance(answer, Refusal):
                 if len(self.pending) >= MAX_PENDING:
                     continue
@@ -291,6 +302,13 @@ class Decision:
         in_use.update(run.release for run in self.plan.runs if not run.ended)
         self.plan = self.story.added_to(releases.prune(self.plan, in_use))
 
+    def _stay(self, id: str) -> None:
+        """Takes the mark off a replica that was to be moved."""
+        for node, held in self.kept.items():
+            self.kept[node] = [msgspec.structs.replace(one, target="") if one.id == id else one for one in held]
+        self.outgoing.discard(id)
+        self._holdings.clear()
+
 
 class Removal(Decision):
     """For a service that was deleted, or that never had a usable release: all of it stops."""
@@ -321,6 +339,11 @@ class Untouched(Decision):
 
     def finish(self, answers: Sequence[Placement | Refusal], new_replica_id: Callable[[str, Slot], str]) -> None:
         """Nothing was asked for."""
+
+
+def _is_better(answer: Placement | Refusal) -> bool:
+    """A move is worth making: there is room, nobody must leave for it, and the node has not just failed it."""
+    return isinstance(answer, Placement) and not answer.evicts and answer.node not in answer.request.avoid
 
 
 def slot_order(slot: Slot) -> tuple[bool, int, str]:

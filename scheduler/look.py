@@ -6,15 +6,15 @@ and changes no decision: `reconcile` without it comes to the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from mesh.model import Assignment, NodePlan, ReplicaReport, ServicePlan, Slot, Want
 from mesh.scheduler.classify import Replica
-from mesh.scheduler.decision import Decision
+from mesh.scheduler.decision import Decision, Input
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
 from mesh.scheduler.placement import Node, Refusal, Request
-from mesh.view import View
+from mesh.view import View, Wish
 
 Muster = Mapping[str, Sequence[Replica]]
 """A service's replicas by node."""
@@ -39,13 +39,44 @@ class Tenancy:
 class Settled:
     """A decision that changed nothing, what it was made of, and until when it holds.
 
-    `anywhere`: it depends on nodes where the service has nothing.
+    `hosts` and `busy`: all nodes, if it depends on nodes where the service has nothing.
     """
 
     decision: Decision
+    plan: ServicePlan
+    wish: Wish | None
+    scale: int | None
     muster: Muster
+    watched_since: float
     until: float
-    anywhere: bool
+    hosts: Hosts | None = None
+    busy: Collection[str] = ()
+
+    def holds(self, given: Input, muster: Muster) -> bool:
+        """Decided again now, it would be the same."""
+        scene = given.scene
+        return (
+            scene.now < self.until
+            and self.muster is muster
+            and self.plan is given.plan
+            and self.wish is given.wish
+            and self.scale == given.scale
+            and self.watched_since == scene.watched_since
+            and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
+        )
+
+
+def settled(decision: Decision, muster: Muster) -> Settled | None:
+    """The decision to be remembered, if it changed nothing; it then forgets what it was made of."""
+    if not decision.changes_nothing:
+        return None
+    given, scene = decision.given, decision.given.scene
+    until = min((at for at in decision.wake if at > scene.now), default=float("inf"))
+    known = Settled(decision, given.plan, given.wish, given.scale, muster, scene.watched_since, until)
+    del decision.given  # the picture of then would be kept for as long as the decision is
+    if decision.plan.kind == "global" or any(one.condition is Condition.GONE for one in given.replicas):
+        return replace(known, hosts=scene.hosts, busy=scene.busy)
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +184,6 @@ def musters(now: Mapping[str, Tenancy], before: Look) -> dict[str, Muster]:
     for service in [service for service, muster in changed.items() if not muster]:
         del found[service]
     return found
-
-
-def replicas_of(muster: Muster) -> list[Replica]:
-    return [replica for node in sorted(muster) for replica in muster[node]]
 
 
 def busy_nodes(now: Mapping[str, Tenancy], plans: Mapping[str, ServicePlan]) -> frozenset[str]:

@@ -24,10 +24,11 @@ from mesh.scheduler.classify import classify
 from mesh.scheduler.decision import Decision, Input, Removal, Scene, Untouched
 from mesh.scheduler.hosts import LOST_AFTER, Condition, Host, Hosts, Memory, remember, survey
 from mesh.scheduler.jobs import JobDecision
-from mesh.scheduler.look import Look, Muster, Settled, busy_nodes, musters, replicas_of, tenancies
+from mesh.scheduler.look import Look, Muster, Settled, busy_nodes, musters, settled, tenancies
 from mesh.scheduler.placement import Holding, Node
 from mesh.scheduler.plan import Outcome, Story
 from mesh.scheduler.plan_size import PlanSizes
+from mesh.scheduler.rebalance import next_at, rebalanced
 from mesh.scheduler.service import ServiceDecision
 from mesh.scheduler.vips import VipPool
 from mesh.spec.checks import MAX_NAME
@@ -67,7 +68,7 @@ def reconcile(
     if blind := sorted(key for key in view.unreadable if key.startswith(keys.planned_nodes)):
         return Outcome(memory=memory, frozen=f"nothing is decided: {', '.join(blind)} cannot be read")
     unreadable = {key.removeprefix(keys.planned_services) for key in view.unreadable}
-    planned = view
+    planned, memory = rebalanced(view, memory, now)
     for _ in range(MAX_ROUNDS):
         memory = remember(planned, memory, now)
         hosts = survey(planned, memory, now, lost_after, keys)
@@ -80,12 +81,16 @@ def reconcile(
         nodes={node: plan for node, plan in planned.node_plans.items() if _differs(plan, view.node_plans.get(node))},
         removed_services=frozenset(view.plans.keys() - planned.plans.keys()),
         removed_nodes=frozenset(view.node_plans.keys() - planned.node_plans.keys()),
-        wake_at=one.wake_at(),
+        wake_at=_earliest(one.wake_at(), next_at(view.config.rebalance, memory), after=now),
         memory=memory,
         frozen=hosts.frozen,
         pending=sum(len(plan.pending) for plan in planned.plans.values()),
         faults=tuple(one.faults),
     )
+
+
+def _earliest(*times: float | None, after: float) -> float | None:
+    return min((at for at in times if at is not None and at > after), default=None)
 
 
 def _differs(new: object, old: object) -> bool:
@@ -155,25 +160,13 @@ class _Round:
         view = self._view
         for name in sorted(view.wishes.keys() | view.plans.keys() | self._musters.keys()):
             muster = self._musters.get(name, NO_MUSTER)
-            known = self._before.settled.get(name)
-            if known is not None and self._still_holds(known, name, muster):
-                self._decisions[name], self._settled[name] = known.decision, known
-                continue
             plan = view.plans.get(name) or ServicePlan(service=name)
-            given = Input(plan, view.wishes.get(name), view.scale.get(name), replicas_of(muster), self._scene)
-            self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
-
-    def _still_holds(self, known: Settled, name: str, muster: Muster) -> bool:
-        given, scene = known.decision.given, known.decision.given.scene
-        return (
-            self._now < known.until
-            and known.muster is muster
-            and self._view.plans.get(name) is given.plan
-            and self._view.wishes.get(name) is given.wish
-            and self._view.scale.get(name) == given.scale
-            and (not known.anywhere or (scene.hosts is self._hosts and scene.busy == self._scene.busy))
-            and scene.watched_since == self._scene.watched_since
-        )
+            given = Input(plan, view.wishes.get(name), view.scale.get(name), muster, self._scene)
+            known = self._before.settled.get(name)
+            if known is not None and known.holds(given, muster):
+                self._decisions[name], self._settled[name] = known.decision, known
+            else:
+                self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
 
     def _decided(self, given: Input) -> Decision:
         """One poisonous service must not stop the others: it is left as it is, and says so."""
@@ -191,13 +184,8 @@ class _Round:
     def _settle(self) -> None:
         """Notes which decisions changed nothing, and need not be made again."""
         for name, decision in self._decisions.items():
-            if name not in self._settled and decision.changes_nothing:
-                until = min((at for at in decision.wake if at > self._now), default=float("inf"))
-                anywhere = decision.plan.kind == "global" or any(
-                    replica.condition is Condition.GONE for replica in decision.given.replicas
-                )
-                muster = self._musters.get(name, NO_MUSTER)
-                self._settled[name] = Settled(decision, muster, until, anywhere)
+            if name not in self._settled and (known := settled(decision, self._musters.get(name, NO_MUSTER))):
+                self._settled[name] = known
 
     # ── placing ──────────────────────────────────────────────────────────────────────────────
 
