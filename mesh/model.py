@@ -8,7 +8,7 @@ Times are Unix seconds, durations seconds, CPU millicores, memory bytes.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -105,6 +105,7 @@ class Assignment(Document, frozen=True, kw_only=True):
     run: int = 0  # of its job: the number of a `Run`
     cause: str = ""
     placed: float = 0.0  # when the scheduler decided on it
+    target: str = ""  # the node on which its successor is to start, where a rebalance moves it
 
 
 class NodePlan(Document, frozen=True, kw_only=True):
@@ -290,9 +291,18 @@ class NodeSettings(Document, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class Rebalance(Document, frozen=True, kw_only=True):
+    """How what runs is moved to better places, if at all: at most a share of all replicas each time."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
+    interval: Annotated[float, msgspec.Meta(ge=10)] = 600.0
+    """Seconds from one look to the next."""
+
+
 class ClusterConfig(Document, frozen=True, kw_only=True):
     """Cluster-wide settings. Defaults: DESIGN.md 4."""
 
     domain: str = "cluster"
     vip_range: str = "10.96.0.0/16"
     strategy: str = "spread"  # spread | binpack
+    rebalance: Rebalance | None = None  # None: nothing that runs is moved without need

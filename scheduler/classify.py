@@ -44,8 +44,8 @@ class Replica:
         return unasked and exit is not None and exit.code == 0
 
     def fits(self, hash: str) -> bool:
-        """Of that release, on a node that may keep it: it need not be replaced."""
-        return self.hash == hash and self.condition is not Condition.DRAINING
+        """Of that release, on a node that may keep it, and not to be moved: it need not be replaced."""
+        return self.hash == hash and self.condition is not Condition.DRAINING and not self.assignment.target
 
     def healthy(self, min_healthy: float, now: float) -> bool:
         """Ready for at least `min_healthy` seconds."""

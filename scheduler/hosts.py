@@ -48,6 +48,7 @@ class Memory:
     gone: Mapping[str, float] = field(default_factory=dict)
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     hosts: Hosts | None = None
+    rebalanced: float = 0.0  # when what runs was last looked at for better places
     look: Look | None = None  # what was decided last; it spares work and changes no decision
 
 
@@ -112,6 +113,7 @@ def remember(view: View, memory: Memory, now: float) -> Memory:
         gone=gone,
         sightings=sightings,
         hosts=memory.hosts,
+        rebalanced=memory.rebalanced,
         look=memory.look,
     )
 

@@ -214,8 +214,10 @@ class ServiceDecision(Decision):
             slot: backoff.retry_at(tried[goal.hash].get(str(slot)), scene.now) for slot, goal in self._goal.items()
         }
         moves = settle(seats, Rules(self._goal, manner, retry_at, vacated, scene.now))
+        moved = {replica.slot: replica.assignment for seat in seats for replica in seat.live
+                 if replica.assignment.target}  # fmt: skip
         for slot, cause in moves.fill.items():
-            self.ask(slot, self._goal[slot], cause)
+            self.ask(slot, self._goal[slot], cause, moved=moved.get(slot))
         for slot, why in moves.wait.items():
             self.wait(slot, self.explained(slot, why), vacated.get(slot, ""))
         for seat in seats:

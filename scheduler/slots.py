@@ -1,8 +1,8 @@
 """What happens in a service's slots: each is filled, kept, or handed from one replica to the next.
 
 A slot has a *goal*: the release it should run. In a settled slot one replica of that release lives on a node that may
-keep it. A replica of another release, or on a node that is drained, is outdated: start-first means that its successor
-must be healthy before it is told to stop.
+keep it. A replica of another release, on a node that is drained, or marked to be moved, is outdated: start-first means
+that its successor must be healthy before it is told to stop.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
+from mesh.scheduler.hosts import Condition
 from mesh.scheduler.rollout import Manner
 
 
@@ -62,7 +63,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     for seat, old in sorted(replaceable, key=lambda pair: pair[1].ready):
         goes_away = old.hash == rules.goal[seat.slot].hash
         may = manner.may_move if goes_away else manner.may
-        cause = f"drain of {old.node}" if goes_away else rules.goal[seat.slot].cause
+        cause = _why_away(old) if goes_away else rules.goal[seat.slot].cause
         serves_nobody = manner.nothing_to_lose and not old.ready
         is_spare = available > len(seats) - may.unavailable or (not old.ready and may.unavailable > 0)
         if goes_away and manner.immovable:
@@ -78,6 +79,11 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             else:
                 moves.wait[seat.slot] = f"waits until {old.id} has stopped"
     return moves
+
+
+def _why_away(old: Replica) -> str:
+    drained = old.condition is Condition.DRAINING
+    return f"drain of {old.node}" if drained else f"rebalanced to {old.assignment.target}"
 
 
 def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:

@@ -63,7 +63,7 @@ async def rebalance(
     from mesh.scheduler.live_cluster import live_cluster
 
     if not plan:
-        raise Invalid("nothing is moved by this version: --plan shows what would be")
+        raise Invalid("--plan shows what would be moved; for the scheduler to move it, set rebalance in desired/config")
     show_rebalance(live_cluster(await mesh.view()), share, as_json=json)
 
 
