@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
+import msgspec
+
 from mesh.model import NodePlan, NodeReport, ReplicaReport, ServicePlan
 from mesh.table import IN_TABLE, Endpoint, Table, TableNode, TablePort, TableService
 from mesh.view import NodeView, View
@@ -113,7 +115,7 @@ def _service(plan: ServicePlan, endpoints: list[Endpoint]) -> TableService:
         discovery=plan.discovery,
         all_unready=plan.all_unready,
         desired=plan.desired,
-        ports={name: TablePort(port=port.port, protocol=port.protocol) for name, port in plan.ports.items()},
+        ports={name: msgspec.convert(port, TablePort, from_attributes=True) for name, port in plan.ports.items()},
         traffic=plan.traffic,
         endpoints=sorted(endpoints, key=lambda endpoint: (str(endpoint.slot).zfill(8), endpoint.id)),
     )

@@ -213,6 +213,7 @@ class PublishedPort(Document, frozen=True, kw_only=True):
 
     port: int
     protocol: str = "tcp"  # http | tcp | udp
+    proxy_protocol: dict[str, Any] = {}
 
 
 class ServicePlan(Document, frozen=True, kw_only=True):

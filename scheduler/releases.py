@@ -110,4 +110,5 @@ def publish(plan: ServicePlan, target: Blueprint, base: Blueprint | None) -> Ser
 
 def _published(spec: ServiceSpec) -> Iterator[tuple[str, PublishedPort]]:
     for name, port in spec.ports.items():
-        yield name, PublishedPort(port=port.port, protocol=port.protocol)
+        told = port.proxy_protocol.model_dump(mode="json", exclude_defaults=True)
+        yield name, PublishedPort(port=port.port, protocol=port.protocol, proxy_protocol=told)

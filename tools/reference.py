@@ -80,7 +80,9 @@ def _kind(schema: dict[str, Any]) -> str:
         return f"such as `{examples[0]}`"
     if choices := schema.get("enum"):
         return ", ".join(f"`{choice}`" for choice in choices)
-    if several := schema.get("anyOf"):
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if several := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(dict.fromkeys(_kind(one) for one in several if one.get("type") != "null"))
     match schema.get("type"):
         case "array":

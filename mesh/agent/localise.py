@@ -11,7 +11,7 @@ import ipaddress
 
 import msgspec
 
-from mesh.table import Table, TablePort, TableRoute, TableService
+from mesh.table import Table, TableRoute, TableService
 
 MOVE = 8000
 """What is added to a port that needs a privilege."""
@@ -56,7 +56,7 @@ class Localiser:
                 while moved in used:
                     moved += 1
                 used.add(moved)
-                ports[name] = TablePort(port=port.port, protocol=port.protocol, listen=f"{vip}:{moved}")
+                ports[name] = msgspec.structs.replace(port, listen=f"{vip}:{moved}")
         return msgspec.structs.replace(service, vip=vip, ports=ports)
 
     def _route(self, route: TableRoute) -> TableRoute:

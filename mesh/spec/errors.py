@@ -35,8 +35,8 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    # `counts` and `[key]` are pydantic's way to the value that an operator wrote elsewhere, or as a key
-    steps = [str(step) for step in detail["loc"] if step not in ("counts", "[key]")]
+    # pydantic's way to what an operator wrote elsewhere, as a key, or as one of several kinds
+    steps = [str(step) for step in detail["loc"] if step not in ("counts", "[key]", "[text]", "[object]")]
     given, context = detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":

@@ -2,9 +2,19 @@
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from mesh.spec.checks import label_fault, shape_fault
 from mesh.spec.errors import SpecError, sentences
@@ -25,7 +35,7 @@ from mesh.spec.fields import (
     UrlPath,
     Word,
 )
-from mesh.spec.service import SecretRef
+from mesh.spec.service import ProxyProtocolSpec, SecretRef
 from mesh.spec.strict_json import DocumentError, parse_json
 from mesh.spec.traffic import RetryReasons
 from mesh.units import shown
@@ -192,6 +202,12 @@ class RouteTls(Part):
     """Its key, PEM."""
 
 
+Tls = Annotated[
+    Annotated[RouteTls, Tag("[object]")] | Annotated[Literal["passthrough"], Tag("[text]")],
+    Discriminator(lambda value: "[text]" if isinstance(value, str) else "[object]"),
+]
+
+
 class RouteSpec(Part):
     """Requests from outside: a listener and the rules that say where they go."""
 
@@ -199,8 +215,11 @@ class RouteSpec(Part):
     """A DNS label; equals the key's last part."""
     listen: Listen
     """An address of the hosts and a port. Routes that share one are one set of rules."""
-    tls: RouteTls | None = None
-    """Without it: plain HTTP."""
+    tls: Tls | None = None
+    """A certificate to end TLS with, or `passthrough`: TLS goes unopened to the service whose host is asked for.
+    Without it: plain HTTP."""
+    proxy_protocol: ProxyProtocolSpec = ProxyProtocolSpec()
+    """Whether connections begin with whom they come from; `send` is for `passthrough` alone."""
     rules: Annotated[list[RouteRule], Field(max_length=1000)]
     """The most specific rule that matches a request has it."""
 
@@ -252,8 +271,18 @@ def _faults(route: RouteSpec, name: str | None) -> list[str]:
         errors.append(f"name: {shown(route.name)} must equal the key's last part, {name!r}")
     if not route.rules:
         errors.append("rules: needs at least one rule")
+    errors += _passing_faults(route) if route.tls == "passthrough" else []
+    if route.proxy_protocol.send is not None and route.tls != "passthrough":
+        errors.append("proxy_protocol.send: is for tls: passthrough; X-Forwarded-For tells it for http")
     first: dict[object, int] = {}
     for number, rule in enumerate(route.rules):
         if (earlier := first.setdefault(rule.conditions, number)) != number:
             errors.append(f"rules.{number}: asks for just what rules.{earlier} does, and never gets a request")
     return errors
+
+
+def _passing_faults(route: RouteSpec) -> Iterator[str]:
+    """All that is known of a TLS connection which is not opened is the host that is asked for."""
+    for number, rule in enumerate(route.rules):
+        for field in sorted(rule.model_fields_set - {"host", "to"}):
+            yield f"rules.{number}.{field}: cannot be told where tls is passthrough; only host and to can"

@@ -94,6 +94,15 @@ class Limits(Part):
     """As much as is reserved, if absent."""
 
 
+class ProxyProtocolSpec(Part):
+    """Whether TCP connections begin with whom they come from: HAProxy's PROXY protocol."""
+
+    accept: bool = False
+    """All connections that come in begin so, as a load balancer in front makes them. Others are refused."""
+    send: Literal["v1", "v2"] | None = None
+    """Those to the replicas begin so, in this version."""
+
+
 class PortSpec(Part):
     """A port of the service."""
 
@@ -105,6 +114,16 @@ class PortSpec(Part):
     """What the proxy speaks on it: requests for `http`, connections for `tcp`, datagrams for `udp`."""
     host_port: PortNumber | None = None
     """A static port on the node; a placement dimension."""
+    proxy_protocol: ProxyProtocolSpec = ProxyProtocolSpec()
+    """Whether connections begin with whom they come from."""
+
+    @model_validator(mode="after")
+    def _tells_addresses(self) -> Self:
+        if self.protocol == "udp" and self.proxy_protocol != ProxyProtocolSpec():
+            raise FieldFault("proxy_protocol", "is for http and tcp ports")
+        if self.protocol == "http" and self.proxy_protocol.send is not None:
+            raise FieldFault("proxy_protocol.send", "is for tcp ports: X-Forwarded-For tells it for http")
+        return self
 
     @property
     def inside(self) -> int:

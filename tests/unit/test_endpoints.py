@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.endpoints import TableBuilder, build_table
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ReplicaState, ServicePlan
+from mesh.table import ProxyProtocol, TablePort
 from mesh.view import NodeView, View
 
 
@@ -25,6 +26,15 @@ def view(*replicas: ReplicaReport, held: bool = True, planned: bool = True) -> V
         nodes={"n1": NodeView(NodeReport(node="n1", address="10.0.0.1", replicas=list(replicas)), held, 1)},
         node_plans={"n1": plan} if planned else {},
     )
+
+
+def test_what_a_port_tells_of_addresses_reaches_the_proxy() -> None:
+    port = PublishedPort(port=5432, protocol="tcp", proxy_protocol={"accept": True, "send": "v2"})
+    plans = {"db": ServicePlan(service="db", ports={"db": port, "other": PublishedPort(port=1)})}
+    assert build_table(replace(view(), plans=plans)).services["db"].ports == {
+        "db": TablePort(port=5432, proxy_protocol=ProxyProtocol(accept=True, send="v2")),
+        "other": TablePort(port=1),
+    }
 
 
 def test_a_ready_replica_is_an_endpoint() -> None:

@@ -13,7 +13,19 @@ from mesh.spec.errors import SpecError
 from mesh.spec.route import is_route, parse_route, parse_route_json
 from mesh.spec.schema import route_schema
 from mesh.store import Entry
-from mesh.table import RateLimit, Redirect, Rewrite, Rule, Table, TableRoute, Target, parse_table
+from mesh.table import (
+    PemSource,
+    ProxyProtocol,
+    RateLimit,
+    Redirect,
+    Rewrite,
+    Rule,
+    Table,
+    TableRoute,
+    TableTls,
+    Target,
+    parse_table,
+)
 from mesh.view import ViewReader
 
 TO = [{"service": "web"}]
@@ -59,6 +71,24 @@ def test_a_route_becomes_what_the_data_plane_reads() -> None:
     assert parse_table(msgspec.json.encode(table)) == table
 
 
+@pytest.mark.parametrize(
+    ("tls", "expected"),
+    [
+        (None, None),
+        ("passthrough", "passthrough"),
+        (
+            {"cert": {"secret": "shop-cert"}, "key": {"secret": "shop-key"}},
+            TableTls(cert=PemSource(secret="shop-cert"), key=PemSource(secret="shop-key")),
+        ),
+    ],
+)
+def test_how_tls_is_meant(tls: Any, expected: TableTls | str | None) -> None:
+    told = rules({"to": TO, "host": "shop.example.com"}) | {"tls": tls, "proxy_protocol": {"accept": True}}
+    route = ViewReader(Keys()).read({"mesh/desired/routes/shop": entry(told)}).routes["shop"]
+    assert route.tls == expected
+    assert route.proxy_protocol == ProxyProtocol(accept=True)
+
+
 def test_a_route_that_someone_broke_changes_nothing() -> None:
     reader = ViewReader(Keys())
     good = reader.read({"mesh/desired/routes/shop": entry(FULL)}).routes
@@ -90,6 +120,13 @@ def test_it_reads_back_as_the_same() -> None:
         (rules({"redirect": {}}), ["rules.0.redirect: needs a scheme, host, path or prefix: it would lead to itself"]),
         (rules({"redirect": {"path": "/a", "prefix": "/b"}}), ["rules.0.redirect.prefix: must not stand beside path"]),
         (rules({"to": TO, "limits": {"rate": 0}}), ["rules.0.limits.rate: must be above zero"]),
+        (rules({"to": TO}) | {"tls": "pass"}, ["tls: must be passthrough, got 'pass'"]),
+        (rules({"to": TO}) | {"tls": {"cert": {"secret": "a"}}}, ["tls.key: is required"]),
+        (rules({"to": TO, "host": "a.b", "path": "/x", "timeout": "1s"}) | {"tls": "passthrough"},
+         [f"rules.0.{field}: cannot be told where tls is passthrough; only host and to can"
+          for field in ("path", "timeout")]),
+        (rules({"to": TO}) | {"proxy_protocol": {"send": "v2"}},
+         ["proxy_protocol.send: is for tls: passthrough; X-Forwarded-For tells it for http"]),
         (rules({"to": TO}, {"to": TO, "path": "/"}, {"to": TO, "host": "*"}),
          [f"rules.{n}: asks for just what rules.0 does, and never gets a request" for n in (1, 2)]),
     ],
@@ -147,5 +184,5 @@ def test_what_is_meant_as_a_route() -> None:
 
 def test_the_schema_names_every_field() -> None:
     schema = route_schema()
-    assert schema["properties"].keys() == {"name", "listen", "tls", "rules"}
+    assert schema["properties"].keys() == {"name", "listen", "tls", "proxy_protocol", "rules"}
     assert all("description" in field for part in schema["$defs"].values() for field in part["properties"].values())
