@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mesh.proxy.exchange import Exchange
     from mesh.proxy.l4 import TcpSession
     from mesh.proxy.l7 import ClientConnection
+    from mesh.proxy.udp import UdpSession
 
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Context:
         self.pipes = Pipes()
         self.clients: set[ClientConnection] = set()
         self.sessions: set[TcpSession] = set()
+        self.datagrams: set[UdpSession] = set()
         self.arrivals: set[Arrival[Any]] = set()  # may become either
         self._emptied = asyncio.Event()
         self.closing = False
@@ -86,8 +88,12 @@ class Context:
         self.arrivals.discard(arrival)
         self._note_empty()
 
+    def datagrams_ended(self, session: UdpSession) -> None:
+        self.datagrams.discard(session)
+        self._note_empty()
+
     def _note_empty(self) -> None:
-        if self.closing and not self.clients and not self.sessions and not self.arrivals:
+        if self.closing and not (self.clients or self.sessions or self.arrivals or self.datagrams):
             self._emptied.set()
 
     async def emptied(self, seconds: float) -> None:

@@ -195,6 +195,8 @@ class ProxyServer:
             client.transport.abort()
         for arrival in list(context.arrivals):
             arrival.end()
+        for datagrams in list(context.datagrams):
+            datagrams.end()
         for session in list(context.sessions):
             session.end(reset=True, reason="drained")
         for backend in [*self._backends.values(), *self._subsets.values()]:

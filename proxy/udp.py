@@ -18,22 +18,43 @@ MAX_SESSIONS = 4096
 """Per listener; datagrams of further clients are dropped."""
 MAX_WAITING = 16
 """Datagrams that wait while a session's socket is made."""
+BURST = 64
+"""Datagrams read before others get their turn."""
+LARGEST = 65535
+DRAIN_IDLE = 2.0
+"""As `IDLE`, once the listener takes no more: for the replies that are still to come."""
 
 
-class UdpListener(asyncio.DatagramProtocol):
+class UdpListener:
     """A service port's datagrams."""
 
-    transport: asyncio.DatagramTransport
-
-    def __init__(self, backend: Backend, context: Context) -> None:
+    def __init__(self, bound: socket.socket, backend: Backend, context: Context) -> None:
         self.backend = backend
         self.context = context
         self.sessions: dict[Any, UdpSession] = {}
+        self.idle = IDLE
+        self._socket = bound
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(bound, self._read)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.DatagramTransport, transport)
+    def _read(self) -> None:
+        for _ in range(BURST):
+            try:
+                data, address = self._socket.recvfrom(LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:  # of an earlier reply: its client is gone
+                continue
+            self._received(data, address)
 
-    def datagram_received(self, data: bytes, address: Any) -> None:
+    def reply(self, data: bytes, address: Any) -> None:
+        """To a client. Lost where the kernel has no room: that is what datagrams are."""
+        try:
+            self._socket.sendto(data, address)
+        except OSError:
+            self.backend.stats.failed("reply-lost")
+
+    def _received(self, data: bytes, address: Any) -> None:
         session = self.sessions.get(address)
         if session is None or session.upstream.gone:
             session = self._open(address)
@@ -51,23 +72,32 @@ class UdpListener(asyncio.DatagramProtocol):
             self.backend.stats.failed("no-endpoint")
             return None
         session = self.sessions[address] = UdpSession(self, address, upstream)
+        self.context.datagrams.add(session)
         return session
 
-    def connection_lost(self, error: Exception | None) -> None:
-        for session in list(self.sessions.values()):
-            session.end()
+    def ended(self, session: UdpSession, address: Any) -> None:
+        if self.sessions.get(address) is session:
+            del self.sessions[address]
+        if not self.sessions and self.idle == DRAIN_IDLE:
+            self._socket.close()
+        self.context.datagrams_ended(session)
 
     def close(self, *, shared: bool) -> None:
-        self.transport.close()
+        if not shared:
+            self._read()
+        self._loop.remove_reader(self._socket)
+        self.idle = DRAIN_IDLE
+        for session in self.sessions.values():
+            session.hurry()
+        if not self.sessions:
+            self._socket.close()
 
 
 def serve_datagrams(backend: Backend, context: Context) -> Open:
     """Opens a listener for datagrams."""
 
     async def opened(bound: socket.socket) -> Opened:
-        listener = UdpListener(backend, context)
-        await asyncio.get_running_loop().create_datagram_endpoint(lambda: listener, sock=bound)
-        return listener
+        return UdpListener(bound, backend, context)
 
     return opened
 
@@ -129,7 +159,7 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
             self._answered = True
             backend.connected(self.upstream, self._began, time.monotonic())
         self._touch()
-        self._listener.transport.sendto(data, self._address)
+        self._listener.reply(data, self._address)
 
     def error_received(self, error: Exception) -> None:
         """Nobody listens there (any more): the client's next datagram goes elsewhere."""
@@ -149,10 +179,14 @@ class UdpSession(asyncio.DatagramProtocol, Timed):
         self.upstream.in_flight -= 1
         self._listener.backend.no_result(self.upstream, self._began, time.monotonic())
         self._listener.backend.stats.connections -= 1
-        if self._listener.sessions.get(self._address) is self:
-            del self._listener.sessions[self._address]
+        self._listener.ended(self, self._address)
         if self._transport is not None:
             self._transport.close()
 
+    def hurry(self) -> None:
+        """Nothing more comes from the client."""
+        wheel = self._listener.context.wheel
+        wheel.watch(self, min(self.deadline, wheel.now + self._listener.idle))
+
     def _touch(self) -> None:
-        self.deadline = self._listener.context.wheel.now + IDLE
+        self.deadline = self._listener.context.wheel.now + self._listener.idle
