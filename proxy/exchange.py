@@ -50,6 +50,7 @@ class Exchange(Tries):
     _queued = False
     _inside = False  # the backend's gate
     _connection: UpstreamConnection | None = None
+    _held_back = b""  # the head, until the body's first bytes go with it
     _streaming = False  # the head of the response went to the client
     _keep_alive = False
     _chunk_response = False
@@ -154,9 +155,13 @@ class Exchange(Tries):
         connection.exchange = self
         connection.deadline = NEVER
         body = self._body
-        connection.write(self._head + body.so_far if body is not None else self._head)
-        if body is not None and body.open:
+        if body is None:
+            connection.write(self._head)
+        elif body.open and self.client.buffered:  # they go out together: one system call, one packet
+            self._held_back = self._head + body.so_far
             self.client.advance()
+        else:
+            connection.write(self._head + body.so_far)
 
     # ── the request's body
 
@@ -176,6 +181,8 @@ class Exchange(Tries):
         payload, rest, size = self._body.feed(data)
         self.bytes_in += size
         self.backend.stats.bytes_in += size
+        if self._held_back:
+            payload, self._held_back = self._held_back + payload, b""
         if payload:
             self._connection.write(payload)
         if not self._body.open:

@@ -207,6 +207,11 @@ class ClientConnection(asyncio.Protocol, Timed):
 
     # ── what an exchange asks for
 
+    @property
+    def buffered(self) -> bool:
+        """Something was read that nobody has used."""
+        return bool(self._buffer)
+
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)

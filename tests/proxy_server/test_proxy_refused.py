@@ -186,11 +186,20 @@ BROKEN_BODIES = {
 async def test_a_broken_body_ends_both_connections(mesh: Mesh, body: bytes) -> None:
     """What came before is with the upstream already; it must never see the request as whole."""
     await mesh.add("web-1")
-    client, server, _ = await mesh.pair(_post(b"Transfer-Encoding: chunked", body=b"2\r\nok\r\n" + body + SMUGGLED))
+    client, server, _ = await mesh.pair(_post(b"Transfer-Encoding: chunked", body=b"2\r\nok\r\n"))
+    await client.send(body + SMUGGLED)
     assert (await client.head()).start.startswith("HTTP/1.1 400")
     received = await server.rest()
     assert not received.endswith(b"0\r\n\r\n")
     assert b"smuggled" not in received
+
+
+async def test_a_body_that_is_broken_from_the_start_reaches_nobody(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    client = await mesh.dial()
+    await client.send(_post(b"Transfer-Encoding: chunked", body=b"2\r\nokay" + SMUGGLED))
+    assert (await client.head()).start.startswith("HTTP/1.1 400")
+    await (await mesh.upstream.accept()).closed()
 
 
 BROKEN_ANSWERS = {
