@@ -341,6 +341,7 @@ class Agent:
             },
             labels=dict(settings.labels),
             capacity=facts.capacity if facts else before.capacity if before else Capacity(),
+            reserved=settings.reserved,
             replicas=self._replicas,
             problems=self._problems,
         )  # fmt: skip

@@ -17,6 +17,10 @@ Runtime = Annotated[
 ]
 State = Annotated[Path | None, typer.Option("--state", help="Folder for sockets, tokens and process state.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="A label of this node.")]
+Reserve = Annotated[
+    list[str] | None,
+    typer.Option("--reserve", metavar="NAME=AMOUNT", help="Kept for the host itself; default: cpu=100m,memory=256Mi."),
+]
 Vips = Annotated[
     str | None,
     typer.Option("--vips", metavar="auto|route|loopback", help="Real virtual IPs (root), or addresses of 127/8."),
@@ -97,6 +101,7 @@ def agent(
     runtime: Runtime = None,
     docker_host: DockerHost = None,
     label: Labels = None,
+    reserve: Reserve = None,
     publish: Annotated[
         str | None, typer.Option(metavar="auto|published|direct", help="How containers are reached.")
     ] = None,
@@ -118,9 +123,9 @@ def agent(
     settings = sources.agent(
         sources.store(address=store, token_file=token_file),
         node=node, address=address, state=state, runtime=runtime, docker_host=docker_host, labels=label,
-        publish=publish, vips=vips, dns_listen=dns_listen, admin_listen=admin_listen, upstreams=upstream,
-        dns_workers=dns_workers, proxy_workers=proxy_workers, proxy_trust=trust, access_log=access_log,
-        access_log_sample=access_log_sample,
+        reserved=reserve, publish=publish, vips=vips, dns_listen=dns_listen, admin_listen=admin_listen,
+        upstreams=upstream, dns_workers=dns_workers, proxy_workers=proxy_workers, proxy_trust=trust,
+        access_log=access_log, access_log_sample=access_log_sample,
     )  # fmt: skip
     raise typer.Exit(run_agent(settings))
 

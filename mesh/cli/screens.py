@@ -40,9 +40,16 @@ def _service_row(service: ServiceStatus, now: float) -> list[object]:
     if len(service.problems) > 1:
         problems.append(f"(+{len(service.problems) - 1}: mesh status {service.name})")
     return [
-        service.name, service.kind, f"{service.ready}/{service.desired}", service.release or "", service.rollout,
+        service.name, service.kind, _ready(service), service.release or "", service.rollout,
         service.dns, service.vip, _age(service.since, now), " ".join(problems),
     ]  # fmt: skip
+
+
+def _ready(service: ServiceStatus) -> str:
+    """`2/3`; of a job how far its last run has come."""
+    if service.kind not in ("job", "cron"):
+        return f"{service.ready}/{service.desired}"
+    return service.runs[-1].text if service.runs else "no run yet"
 
 
 def _age(since: float, now: float) -> str:
@@ -52,9 +59,12 @@ def _age(since: float, now: float) -> str:
 def show_service(view: View, name: str, now: float) -> None:
     service = service_status(view, name)
     ports = ", ".join(f"{port_name} {port}" for port_name, port in service.ports.items())
+    ends = service.kind in ("job", "cron")
     facts = {
         "service": f"{service.name} ({service.kind})",
-        "ready": f"{service.ready} of {service.desired}",
+        "ready": "" if ends else f"{service.ready} of {service.desired}",
+        "run": _ready(service) if ends else "",
+        "next run": _when(service.next_run) if service.next_run else "",
         "release": f"{service.release}, {_age(service.since, now)} old" if service.release else "none yet",
         "rollout": " ".join(part for part in (service.rollout, service.rollout_message) if part),
         "name": f"{service.dns}{f' → {service.vip}' if service.vip else ''}",
@@ -65,6 +75,16 @@ def show_service(view: View, name: str, now: float) -> None:
             console.say(f"{key + ':':9}{value}")
     for problem in service.problems:
         console.say(f"problem: {problem}")
+    if service.runs:
+        console.say()
+        console.print_table(
+            ["run", "release", "state", "done", "failures", "due", "started", "ended", "message"],
+            [
+                [run.number, run.release, run.state, f"{run.done}/{run.completions}", run.failures or "",
+                 _when(run.due), _when(run.started), _when(run.ended), run.message]
+                for run in service.runs
+            ],
+        )  # fmt: skip
     if service.replicas:
         console.say()
         console.print_table(
@@ -82,6 +102,10 @@ def show_service(view: View, name: str, now: float) -> None:
     if service.events:
         console.say("\nevents:")
         show_events(service.events[-10:], indent="  ")
+
+
+def _when(time_: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_)) if time_ else ""
 
 
 def _where(address: str, ports: dict[str, int]) -> str:
@@ -118,6 +142,5 @@ def show_events(events: Sequence[EventStatus], *, json_lines: bool = False, inde
         if json_lines:
             print(json.dumps(msgspec.to_builtins(event), ensure_ascii=False), flush=True)
             continue
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
         cause = f"  ({event.cause})" if event.cause else ""
-        console.say(f"{indent}{when}  {event.service}: {event.text}{cause}")
+        console.say(f"{indent}{_when(event.time)}  {event.service}: {event.text}{cause}")

@@ -5,10 +5,23 @@ Its structs are the shapes that `--json` prints.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from mesh import units
-from mesh.model import Capacity, Exit, NodePlan, ReplicaReport, ReplicaState, RolloutState, ServicePlan, Slot
+from mesh.model import (
+    Capacity,
+    Exit,
+    NodePlan,
+    ReplicaReport,
+    ReplicaState,
+    RolloutState,
+    RunState,
+    ServicePlan,
+    Slot,
+    Want,
+)
 from mesh.spec.service import ServiceSpec
 from mesh.view import View
 
@@ -31,6 +44,32 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 class PendingStatus(msgspec.Struct, frozen=True, kw_only=True):
     slot: Slot
     reasons: list[str]
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a job, or of a cron service."""
+
+    number: int
+    release: int
+    state: str  # running | succeeded | failed | replaced
+    completions: int
+    done: int  # slots that have succeeded
+    running: int  # replicas
+    failures: int  # replicas that have failed
+    due: float = 0.0  # the time of the schedule that it answers
+    started: float = 0.0
+    ended: float = 0.0
+    message: str = ""
+
+    @property
+    def text(self) -> str:
+        """`3/10 done, 2 running`."""
+        parts = [f"{self.done}/{self.completions} done"]
+        if self.state == RunState.RUNNING:
+            parts.append(f"{self.running} running")
+        elif self.state != RunState.SUCCEEDED:
+            parts.append(self.state)
+        return ", ".join(parts)
 
 
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +95,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, str] = {}  # name → `80/http`
     problems: list[str] = []
     pending: list[PendingStatus] = []
+    runs: list[RunStatus] = []  # of a job or cron service, oldest first
+    next_run: float = 0.0  # of a cron service
     replicas: list[ReplicaStatus] = []
     events: list[EventStatus] = []
 
@@ -68,7 +109,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     version: str
     capacity: Capacity
-    reserved: Capacity
+    reserved: Capacity  # by replicas
+    overhead: Capacity = Capacity()  # kept for the node itself
     replicas: int
     labels: dict[str, str] = {}
     attributes: dict[str, str] = {}
@@ -101,6 +143,8 @@ def service_status(view: View, name: str) -> ServiceStatus:
         ports={port_name: f"{port.port}/{port.protocol}" for port_name, port in plan.ports.items()},
         problems=_problems(wish.errors if wish else (), plan),
         pending=[PendingStatus(slot=pending.slot, reasons=pending.reasons) for pending in plan.pending],
+        runs=_runs(view, plan),
+        next_run=plan.next_run,
         replicas=replicas,
         events=_events(plan),
     )
@@ -116,6 +160,8 @@ def _problems(wish_errors: tuple[str, ...], plan: ServicePlan) -> list[str]:
     problems = [f"the spec is not in force: {error}" for error in dict.fromkeys([*wish_errors, *plan.errors])]
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         problems.append(f"rollout {plan.rollout.state}: {plan.rollout.message}".rstrip(": "))
+    if plan.runs and plan.runs[-1].state is RunState.FAILED:
+        problems.append(f"run {plan.runs[-1].number} failed: {plan.runs[-1].message}")
     problems += [f"slot {pending.slot} waits: {'; '.join(pending.reasons)}" for pending in plan.pending]
     problems += [f"slot {slot} failed {_times(state.failures)}" for slot, state in plan.slots.items() if state.failures]
     return problems
@@ -123,6 +169,22 @@ def _problems(wish_errors: tuple[str, ...], plan: ServicePlan) -> list[str]:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+def _runs(view: View, plan: ServicePlan) -> list[RunStatus]:
+    if not plan.runs:
+        return []
+    alive = {replica.id for seen in view.nodes.values() for replica in seen.report.replicas if replica.state.alive}
+    running = Counter(one.run for planned in view.node_plans.values() for one in planned.replicas
+                      if one.service == plan.service and one.id in alive)  # fmt: skip
+    return [
+        RunStatus(
+            number=run.number, release=run.release, state=run.state, completions=run.completions,
+            done=len(units.parse_numbers(run.completed)), running=running[run.number], failures=run.failures,
+            due=run.due, started=run.started, ended=run.ended, message=run.message,
+        )
+        for run in plan.runs
+    ]  # fmt: skip
 
 
 def _replicas(view: View, service: str) -> list[ReplicaStatus]:
@@ -182,6 +244,7 @@ def node_statuses(view: View) -> list[NodeStatus]:
                 runtime=report.runtime,
                 version=report.version,
                 capacity=report.capacity,
+                overhead=report.reserved,
                 reserved=_reserved(view.node_plans.get(name)),
                 replicas=sum(not replica.state.ended for replica in report.replicas),
                 labels={**report.labels, **(settings.labels if settings else {})},
@@ -195,6 +258,8 @@ def node_statuses(view: View) -> list[NodeStatus]:
 def _reserved(plan: NodePlan | None) -> Capacity:
     cpu = memory = 0
     for assignment in plan.replicas if plan else ():
+        if assignment.want is Want.KEEP:
+            continue
         resources = (
             plan.specs.get(f"{assignment.service}@{assignment.release}", {}).get("resources", {}) if plan else {}
         )
@@ -226,10 +291,20 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
         return Progress("waits for the scheduler")
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         return Progress(plan.rollout.state, faults=status.problems)
+    if spec.kind == "cron":
+        return Progress(f"release {newest.number}", done=True)
+    if spec.kind == "job":
+        return _job_progress(status, newest.number)
     wanted = view.scale.get(spec.name, spec.replicas) if spec.kind == "service" else plan.desired
     here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
     text = f"release {newest.number}: {here}/{wanted} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
-    if spec.kind in ("job", "cron"):
-        return Progress(f"release {newest.number}", done=True)
     return Progress(text, done=settled and here >= wanted)
+
+
+def _job_progress(status: ServiceStatus, release: int) -> Progress:
+    run = next((run for run in status.runs if run.release == release), None)
+    if run is None:
+        return Progress(f"release {release}")
+    faults = [f"run {run.number} {run.state}: {run.message}"] if run.message else []
+    return Progress(f"run {run.number}: {run.text}", done=run.state == RunState.SUCCEEDED, faults=faults)

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NewType
 
+from mesh.model import Capacity
+
 Share = NewType("Share", float)
 """0..1, written `25%`."""
+
+
+RESERVED = Capacity(cpu=100, memory=256 * 2**20)
+"""What an agent with its data plane needs, and a little for the engine (as `kube-reserved` does for a kubelet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class AgentSettings:
     runtime: str = "auto"  # auto | docker | process
     docker_host: str | None = None  # DOCKER_HOST
     labels: Mapping[str, str] = field(default_factory=dict)
+    reserved: Capacity = RESERVED
+    """Of the host's capacity, kept for the host itself, the engine and mesh: replicas never get it."""
     publish: str = "auto"
     """How containers are reached: `published` (host ports on `address`), `direct` (their own addresses; right
     on one machine, or where container networks are routed), `auto` (direct while `address` is loopback)."""

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from mesh import units
+from mesh.model import Capacity
 from mesh.settings import (
     AgentSettings,
     DevInfo,
@@ -343,6 +344,14 @@ def _pairs(value: Any) -> dict[str, str]:
     return {name: item for name, _, item in pairs}
 
 
+def _capacity(value: Any) -> Capacity:
+    """`cpu=200m,memory=512Mi,gpu=1`, a list of such, or a table."""
+    amounts = _pairs(value)
+    counts = {name: _count(count) for name, count in amounts.items() if name not in ("cpu", "memory")}
+    cpu, memory = units.parse_cpu(amounts.get("cpu", "0")), units.parse_memory(amounts.get("memory", "0"))
+    return Capacity(cpu=cpu, memory=memory, resources=counts)
+
+
 def _truth(value: Any) -> bool:
     word = str(value).lower()
     if word not in ("true", "false", "1", "0"):
@@ -358,4 +367,5 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     Path: _path,
     tuple: _words,
     Mapping: _pairs,
+    Capacity: _capacity,
 }

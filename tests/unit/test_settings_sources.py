@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.settings import AgentSettings
+from mesh.model import Capacity
+from mesh.settings import RESERVED, AgentSettings
 from mesh.settings.sources import SettingsError, Sources, host_name, running_dev
 
 
@@ -106,6 +107,9 @@ def test_an_agents_settings_are_converted(tmp_path: Path) -> None:
     assert (agent.node, agent.proxy_workers, agent.session_ttl, agent.docker_host) == ("n1", 2, 15.0, "unix:///d")
     assert (agent.dns_listen, agent.upstreams) == (("127.0.0.1:5353", "[::1]:5353"), ("9.9.9.9",))
     assert agent.labels == {"disk": "ssd", "rack": "r1"}
+    assert agent.reserved == RESERVED
+    kept = found.agent(found.store(), reserved=["cpu=200m,memory=1Gi", "gpu=1"]).reserved
+    assert kept == Capacity(cpu=200, memory=2**30, resources={"gpu": 1})
     assert agent.proxy_trust == ("10.0.0.0/8", "::1/128", "192.0.2.7/32")
     assert found.scheduler(found.store()).name == host_name()
     assert found.embedded(listen="127.0.0.1:1").listen == "127.0.0.1:1"
@@ -120,6 +124,7 @@ def test_an_agents_settings_are_converted(tmp_path: Path) -> None:
         ({"MESH_SESSION_TTL": "soon"}, "MESH_SESSION_TTL: must be a duration such as 250ms"),
         ({"MESH_ADMIN_LISTEN": "7070"}, "MESH_ADMIN_LISTEN: must be address:port such as 127.0.0.1:8500, got '7070'"),
         ({"MESH_DNS_LISTEN": "x:99999"}, "MESH_DNS_LISTEN: must be address:port"),
+        ({"MESH_RESERVED": "cpu=much"}, "MESH_RESERVED: must be CPU in cores or millicores"),
         ({"MESH_LABELS": "zone"}, "MESH_LABELS: must be name=value, got 'zone'"),
         (
             {"MESH_PROXY_TRUST": "10.0.0.1/8"},

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.cli.status import Progress, progress, service_names, service_status
-from mesh.model import NodeReport, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan
+from mesh.cli.status import Progress, node_statuses, progress, service_names, service_status
+from mesh.model import (
+    Assignment,
+    NodePlan,
+    NodeReport,
+    Release,
+    ReplicaReport,
+    ReplicaState,
+    Rollout,
+    RolloutState,
+    Run,
+    RunState,
+    ServicePlan,
+    Want,
+)
 from mesh.spec.service import parse_spec
 from mesh.view import NodeView, View
 
@@ -61,3 +74,34 @@ def test_what_is_left_of_a_service_is_still_shown() -> None:
     left = View(nodes=view(plan(release(1, OLD)), 1).nodes)
     assert service_names(left) == ["web"]
     assert service_status(left, "web").rollout == "deleting"
+
+
+JOB = parse_spec({"name": "web", "image": "web:2", "kind": "job", "job": {"completions": 10, "parallelism": 2}})
+
+
+def job(**run: Any) -> View:
+    planned = [Assignment(id="web-1-aaaa", service="web", slot=1, release=1, run=1),
+               Assignment(id="web-9-aaaa", service="web", slot=9, release=1, run=1, want=Want.KEEP)]  # fmt: skip
+    known = Run(number=1, release=1, completions=10, **run)
+    return view(
+        plan(release(1, JOB), kind="job", runs=[known]), 1, node_plans={"n1": NodePlan(node="n1", replicas=planned)}
+    )
+
+
+def test_a_job_tells_how_far_it_has_come() -> None:
+    (run,) = service_status(job(completed="4-6"), "web").runs
+    assert run.text == "3/10 done, 1 running"
+    assert progress(job(completed="4-6"), JOB, before=0) == Progress("run 1: 3/10 done, 1 running")
+    assert progress(job(completed="1-10", state=RunState.SUCCEEDED), JOB, before=0).done
+
+
+def test_a_job_that_failed_is_a_failure_with_its_reason() -> None:
+    failed = job(completed="2", state=RunState.FAILED, message="not done within 1h (job.deadline)")
+    assert progress(failed, JOB, before=0).faults == ["run 1 failed: not done within 1h (job.deadline)"]
+    assert service_status(failed, "web").problems == ["run 1 failed: not done within 1h (job.deadline)"]
+    assert service_status(failed, "web").runs[0].text == "1/10 done, failed"
+
+
+def test_what_is_only_kept_for_its_output_reserves_nothing() -> None:
+    (node,) = node_statuses(job())
+    assert (node.reserved.cpu, node.overhead.cpu) == (100, 0)
