@@ -30,8 +30,8 @@ from mesh.scheduler.placement.scores import NEVER
 SPARE = 8
 """So many more nodes are looked at than will do if all goes well."""
 GROWTH = 8
-FEW = 3
-"""Up to so many replicas are placed one by one."""
+FEW = 4
+"""Up to so many searches are made before all is prepared for one that tells everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,20 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Takes room for as many replicas as possible; returns their nodes, in the order greedy chooses them."""
     if terms.caps or terms.to_itself or terms.last.size:
         return _one_by_one(cluster, kind, terms, count)
-    if count <= FEW and terms.own is None and terms.affinity is None and not terms.tiers:
-        return _few(cluster, kind, terms.max_per_node or count, count)
+    if terms.own is not None or terms.affinity is not None or terms.tiers:
+        return _all_at_once(cluster, kind, terms, count)
+    if kind.fills and terms.max_per_node is None:
+        picks = _node_by_node(cluster, kind, count, count, FEW)
+        if picks.size == count:
+            return picks
+        return np.concatenate((picks, _all_at_once(cluster, kind, terms, count - picks.size)))
+    per_node = terms.max_per_node or count
+    if count <= (FEW * per_node if kind.fills else FEW):
+        return _node_by_node(cluster, kind, per_node, count, count)
+    return _all_at_once(cluster, kind, terms, count)
+
+
+def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     keys = first_keys(kind, terms)
     looked_at = SPARE + (-(-count // (terms.max_per_node or 8)) if kind.packing else count)
     while (found := _found(keys, kind, terms, looked_at, count)) is None:
@@ -262,24 +274,31 @@ def _counted(picks: Ints) -> tuple[Ints, Ints]:
     return nodes[starts], counts
 
 
-# ── a few ────────────────────────────────────────────────────────────────────────────────────
+# ── node by node ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _few(cluster: Cluster, kind: Kind, per_node: int, count: int) -> Ints:
-    """One search for each: up to a handful that is cheaper than preparing for many."""
+def _node_by_node(cluster: Cluster, kind: Kind, per_node: int, count: int, searches: int) -> Ints:
+    """A search for each node that is filled, or for each replica: up to a few that is cheaper than one for many."""
     keys = kind.keys()
     view = keys.data
-    picks: list[int] = []
-    for _ in range(count):
+    chosen: list[int] = []
+    counts: list[int] = []
+    left = count
+    for _ in range(searches):
         node = int(keys.argmin())
         if view[node] == NEVER:
             break
-        cluster.take_one(kind.needs, node)
-        picks.append(node)
-        own = picks.count(node)
+        some = min(left, per_node, kind.shape.room_of(node)) if kind.fills else 1
+        cluster.take_one(kind.needs, node, some)
+        chosen.append(node)
+        counts.append(some)
+        left -= some
+        if not left:
+            break
+        own = some if kind.fills else chosen.count(node)
         view[node] = NEVER if own >= per_node else kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
-    kind.renew(picks)
-    return np.array(picks, np.int64)
+    kind.renew(chosen)
+    return np.array(chosen, np.int64).repeat(counts)
 
 
 # ── one at a time ────────────────────────────────────────────────────────────────────────────

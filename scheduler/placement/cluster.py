@@ -59,7 +59,7 @@ class Cluster:
         self.barred = barred or [""] * self.size
         self.capacity = dict(capacity)
         self.free = {dimension: amounts.copy() for dimension, amounts in capacity.items()}
-        self.per_cpu, self.per_memory = _per_unit(self.free["cpu"]), _per_unit(self.free["memory"])
+        self.per_cpu, self.per_memory = per_unit(self.free["cpu"]), per_unit(self.free["memory"])
         # the same for one node at a time: a memoryview answers in a fraction of an array's time
         self.cpu_view, self.memory_view = self.free["cpu"].data, self.free["memory"].data
         self.per_cpu_view, self.per_memory_view = self.per_cpu.data, self.per_memory.data
@@ -98,15 +98,15 @@ class Cluster:
         self.changed[nodes] = self.version
         self._recent.append(None)
 
-    def take_one(self, needs: Sequence[tuple[str, int]], node: int) -> None:
-        """Uses up room for one replica on one node."""
+    def take_one(self, needs: Sequence[tuple[str, int]], node: int, count: int) -> None:
+        """Uses up room for so many replicas on one node."""
         for dimension, amount in needs:
             if dimension == "cpu":
-                self.cpu_view[node] -= amount
+                self.cpu_view[node] -= count * amount
             elif dimension == "memory":
-                self.memory_view[node] -= amount
+                self.memory_view[node] -= count * amount
             else:
-                self.free[dimension][node] -= amount
+                self.free[dimension][node] -= count * amount
         self.version += 1
         self._changed_view[node] = self.version
         self._recent.append(node)
@@ -151,6 +151,6 @@ class Cluster:
         self._labels[name] = Label(values, codes)
 
 
-def _per_unit(capacity: Ints) -> Floats:
+def per_unit(capacity: Ints) -> Floats:
     """What share of a node one unit is; nothing where it has none."""
     return np.divide(1.0, capacity, out=np.zeros(capacity.size), where=capacity > 0)

@@ -7,13 +7,14 @@ rules allow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mesh.scheduler.placement import scores
-from mesh.scheduler.placement.cluster import Cluster, Ints, Mask
+from mesh.scheduler.placement.cluster import Cluster, Floats, Ints, Mask, per_unit
 from mesh.scheduler.placement.scores import NEVER
+from mesh.scheduler.placement.worth import Worth
 
 _SIGN = np.array(63)
 _NEVER = np.array(NEVER)
@@ -23,9 +24,11 @@ Needs = tuple[tuple[str, int], ...]
 
 
 class Shape:
-    """A demand, under a strategy."""
+    """A demand, under a strategy. `worths`: of named resources, for binpack to destroy the least of."""
 
-    def __init__(self, cluster: Cluster, needs: Needs, *, packing: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, needs: Needs, *, packing: bool, worths: Mapping[str, Worth] | None = None
+    ) -> None:
         self.needs = needs
         self.packing = packing
         self._cluster = cluster
@@ -36,8 +39,12 @@ class Shape:
         self._others = [(cluster.free_of(name), amount) for name, amount in needs if name not in ("cpu", "memory")]
         asked = {name for name, _ in needs}
         self._unasked = [cluster.free_of(name) for name in sorted(cluster.resources - asked)] if packing else []
+        self._worths = [
+            (cluster.free_of(name), per_unit(cluster.capacity[name]), amount, worths[name])
+            for name, amount in needs if worths and name in worths
+        ]  # fmt: skip
         share = self._cpu * cluster.per_cpu + self._memory * cluster.per_memory
-        self.fills = packing and scores.tells_apart(share[share > 0])
+        self.fills = packing and not self._worths and scores.tells_apart(share[share > 0])
         """A node becomes better for it by each replica: what is best stays best until it is full (binpack)."""
         self._keys = np.zeros(cluster.size, np.int64)
         self._view = self._keys.data
@@ -69,8 +76,11 @@ class Shape:
         cpu, memory = cluster.free["cpu"].take(nodes), cluster.free["memory"].take(nodes)
         cpu -= self._cpu_0d if earlier is None else (earlier + 1) * self._cpu
         memory -= self._memory_0d if earlier is None else (earlier + 1) * self._memory
-        score = scores.pack_keys if self.packing else scores.spread_keys
-        keys = score(cpu * cluster.per_cpu.take(nodes), memory * cluster.per_memory.take(nodes))
+        cpu_share, memory_share = cpu * cluster.per_cpu.take(nodes), memory * cluster.per_memory.take(nodes)
+        if self._worths:
+            keys = self._worth_keys(nodes, earlier, cpu, memory, (cpu_share, memory_share))
+        else:
+            keys = (scores.pack_keys if self.packing else scores.spread_keys)(cpu_share, memory_share)
         if self._cpu or self._memory:
             lacking = (
                 np.bitwise_or(cpu, memory, out=cpu) if self._cpu and self._memory else cpu if self._cpu else memory
@@ -84,6 +94,21 @@ class Shape:
             left = free.take(nodes) - amount * (1 if earlier is None else earlier + 1)
             keys |= (left >> _SIGN) & _NEVER
         return keys
+
+    @property
+    def has_worth(self) -> bool:
+        """Its keys tell what it destroys of named resources."""
+        return bool(self._worths)
+
+    def _worth_keys(self, nodes: Ints, earlier: Ints | None, cpu: Ints, memory: Ints, shares: Sequence[Floats]) -> Ints:
+        """How much of what is free on these nodes loses its worth by one more replica; given is what it would leave."""
+        lost = np.zeros(nodes.size)
+        empty = sum(np.maximum(share, 0.0) for share in shares)
+        for free, share_of, amount, worth in self._worths:
+            left = free.take(nodes) - amount * (1 if earlier is None else earlier + 1)
+            lost += worth.of(left + amount, cpu + self._cpu, memory + self._memory) - worth.of(left, cpu, memory)
+            empty = empty + np.maximum(left * share_of.take(nodes), 0.0)
+        return scores.worth_keys(lost / len(self._worths), empty / (len(shares) + len(self._worths)))
 
     def key_of(self, node: int) -> int:
         """The same for one node, without what arrays cost."""
@@ -102,6 +127,10 @@ class Shape:
         for dimension, amount in self.needs:
             np.minimum(room, self._cluster.free[dimension].take(nodes) // amount, out=room)
         return room
+
+    def room_of(self, node: int) -> int:
+        """The same for one node."""
+        return min(int(self._cluster.free[dimension][node]) // amount for dimension, amount in self.needs)
 
 
 class Kind:
