@@ -60,11 +60,7 @@ class Upstream:
 
     def take(self) -> UpstreamConnection | None:
         """The idle connection that was used last."""
-        while self.idle:
-            connection = self.idle.pop()
-            if not connection.transport.is_closing():
-                return connection
-        return None
+        return self.idle.pop() if self.idle else None
 
     def take_fresh(self, now: float) -> UpstreamConnection | None:
         """One for a request that cannot be sent again, should the endpoint close the connection just then.

@@ -260,13 +260,12 @@ class Exchange(Tries):
         upstream.stats.answered(self.status, now - self.sent)
         if self.status < 500:
             self.backend.succeeded(upstream, self.sent, now)
-        self._leave_upstream(reusable=reusable and self._sent_whole())
+        self._leave_upstream(reusable=reusable and (self._body is None or self._sent_whole()))
         self._end(self.status, keep_alive=self._keep_alive, now=now)
 
     def _sent_whole(self) -> bool:
         """The request has come and gone out to its last byte."""
-        if self._body is None:
-            return True
+        assert self._body is not None
         return not self._body.open and self._connection is not None and not self._connection.backlog
 
     # ── failing
@@ -388,12 +387,8 @@ class Exchange(Tries):
 
     def pause_upstream(self, paused: bool) -> None:
         """The client takes no more for now, or again."""
-        connection = self._connection
-        if connection is not None and not connection.transport.is_closing():
-            if paused:
-                connection.transport.pause_reading()
-            else:
-                connection.transport.resume_reading()
+        if self._connection is not None:
+            self._connection.pause(paused)
 
     # ── ending
 

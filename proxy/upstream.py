@@ -25,7 +25,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     """Belongs to one exchange at a time, or is idle in its endpoint's pool."""
 
     __slots__ = (
-        "_body", "_buffer", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream",
+        "_body", "_buffer", "_paused", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -34,6 +34,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         Timed.__init__(self)
         self.upstream = upstream
         self.exchange: Exchange | None = None
+        self._paused = False
         self.reused = False  # has carried a whole exchange already
         self.closed = False
         self._wheel = wheel
@@ -52,6 +53,15 @@ class UpstreamConnection(asyncio.Protocol, Timed):
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)
+
+    def pause(self, paused: bool) -> None:
+        """The client takes no more for now, or again."""
+        if paused != self._paused and not self.transport.is_closing():
+            self._paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     def close(self) -> None:
         """Closes; whoever has it as `exchange` is told no more."""
@@ -90,9 +100,12 @@ class UpstreamConnection(asyncio.Protocol, Timed):
 
     def eof_received(self) -> bool:
         exchange = self.exchange
-        if exchange is not None and exchange.tunnel is not None:
+        if exchange is None:
+            self._closed_early()
+            return False
+        if exchange.tunnel is not None:
             return exchange.tunnel.endpoint_ended()
-        if exchange is not None and self._response is not None and self._response.length is None \
+        if self._response is not None and self._response.length is None \
                 and self._body is not None and not self._response.chunked:  # fmt: skip
             exchange.response_finished(reusable=False)
         return False
@@ -170,7 +183,7 @@ class UpstreamConnection(asyncio.Protocol, Timed):
         if not reusable or self.transport.is_closing():
             self.close()
             return
-        self.transport.resume_reading()
+        self.pause(False)
         self.reused = True
         if self.upstream.put(self):
             self._wheel.watch_for(self, POOL_IDLE)
