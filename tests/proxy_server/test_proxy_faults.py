@@ -189,6 +189,24 @@ async def test_a_post_takes_no_connection_that_may_be_closed_under_it(mesh: Mesh
     assert upstream.accepted == 2
 
 
+async def test_posts_survive_an_endpoint_that_closes_after_its_answers_without_a_word(mesh: Mesh) -> None:
+    ran = 0
+
+    async def curt(peer: Peer) -> None:
+        nonlocal ran
+        await peer.body(await peer.head())
+        ran += 1
+        await peer.send(OK)
+        await asyncio.sleep(ran % 3 / 1000)
+
+    await mesh.add("web-1", curt)
+    client = await mesh.dial()
+    for _ in range(100):
+        await client.send(POST)
+        assert (await client.answer())[0].start == "HTTP/1.1 200 OK"
+    assert ran == 100
+
+
 async def test_posts_share_connections_of_an_endpoint_that_keeps_them(mesh: Mesh) -> None:
     """It has left one open as long as we keep any; once it closes one early, POSTs get new connections again."""
     upstream = await mesh.add("web-1", answering_posts)
