@@ -23,7 +23,7 @@ test: $(VENV)/.dev ## the whole suite; installs the real parts it needs (as root
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/pytest $(PYTEST)
 
 unit: $(VENV)/.dev ## the tests that need no real part: seconds, no root
-	@$(BIN)/pytest -m "not (docker or consul or root or redis or dig or slow)" $(PYTEST)
+	@$(BIN)/pytest -m "not (docker or consul or root or redis or postgres or dnsmasq or openssl or dig or slow)" $(PYTEST)
 
 lab: $(VENV)/.dev ## several hosts on this machine, as root (LAB="kill h3" and others: LAB=--help)
 	@$(BIN)/python -m tests.lab $(or $(LAB),up)

@@ -25,6 +25,7 @@ from tools import debs
 PACKAGES = {
     "curl": "curl",
     "dig": "bind9-dnsutils",
+    "dnsmasq": "dnsmasq-base",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "ip": "iproute2",
@@ -32,14 +33,16 @@ PACKAGES = {
     "kdig": "knot-dnsutils",
     "musl-gcc": "musl-tools",
     "nft": "nftables",
+    "openssl": "openssl",
     "ps": "procps",
+    "psql": "postgresql",
     "redis-cli": "redis-tools",
     "redis-server": "redis-server",
     "busybox": "busybox-static",
 }
 """Program → the package that brings it, in Debian and Ubuntu alike."""
 
-UNITS = ("docker.service", "docker.socket", "containerd.service", "redis-server.service")
+UNITS = ("docker.service", "docker.socket", "containerd.service", "redis-server.service", "postgresql.service")
 """What these packages enable: on a machine that did not have them they stay off."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")

@@ -24,6 +24,8 @@ from tests.proxy_server.certificates import Pair
 from tests.proxy_server.test_proxy_first_bytes import client_hello, records
 from tests.proxy_server.wire import GET, Mesh, Peer, Upstream, answering, free_port, soon, until
 
+pytestmark = pytest.mark.openssl  # makes the certificates
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
