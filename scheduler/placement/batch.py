@@ -81,16 +81,15 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Takes room for as many replicas as possible; returns their nodes, in the order greedy chooses them."""
     if terms.caps or terms.to_itself or terms.last.size:
         return _one_by_one(cluster, kind, terms, count)
-    if terms.own is not None or terms.affinity is not None or terms.tiers:
+    if terms.tiers:
         return _all_at_once(cluster, kind, terms, count)
     if kind.fills and terms.max_per_node is None:
-        picks = _node_by_node(cluster, kind, count, count, FEW)
+        picks = _node_by_node(cluster, kind, terms, count, FEW)
         if picks.size == count:
             return picks
         return np.concatenate((picks, _all_at_once(cluster, kind, terms, count - picks.size)))
-    per_node = terms.max_per_node or count
-    if count <= (FEW * per_node if kind.fills else FEW):
-        return _node_by_node(cluster, kind, per_node, count, count)
+    if count <= (FEW * (terms.max_per_node or 1) if kind.fills else FEW):
+        return _node_by_node(cluster, kind, terms, count, count)
     return _all_at_once(cluster, kind, terms, count)
 
 
@@ -106,12 +105,15 @@ def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
 
 
 def first_keys(kind: Kind, terms: Terms) -> Ints:
-    """What each node is worth to the next replica, but for spread labels. Not to be changed."""
+    """What each node is worth to the next replica, but for spread labels. Whoever writes, renews."""
     keys = kind.keys()
     if terms.own is not None:
-        keys = keys | scores.own_part(terms.own, packing=kind.packing)
+        has = terms.own.nonzero()[0]
+        own = terms.own[has]
+        keys = keys.copy()
+        keys[has] |= scores.own_part(own, packing=kind.packing)
         if terms.max_per_node is not None:
-            keys[terms.own >= terms.max_per_node] = NEVER
+            keys[has[own >= terms.max_per_node]] = NEVER
     if terms.affinity is not None:
         keys = keys | scores.affinity_part(terms.affinity, packing=kind.packing)
     return keys
@@ -277,9 +279,9 @@ def _counted(picks: Ints) -> tuple[Ints, Ints]:
 # ── node by node ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _node_by_node(cluster: Cluster, kind: Kind, per_node: int, count: int, searches: int) -> Ints:
+def _node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, searches: int) -> Ints:
     """A search for each node that is filled, or for each replica: up to a few that is cheaper than one for many."""
-    keys = kind.keys()
+    keys = first_keys(kind, terms)
     view = keys.data
     chosen: list[int] = []
     counts: list[int] = []
@@ -288,17 +290,26 @@ def _node_by_node(cluster: Cluster, kind: Kind, per_node: int, count: int, searc
         node = int(keys.argmin())
         if view[node] == NEVER:
             break
-        some = min(left, per_node, kind.shape.room_of(node)) if kind.fills else 1
+        own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
+        may = left if terms.max_per_node is None else terms.max_per_node - own
+        some = min(left, may, kind.shape.room_of(node)) if kind.fills else 1
         cluster.take_one(kind.needs, node, some)
         chosen.append(node)
         counts.append(some)
         left -= some
         if not left:
             break
-        own = some if kind.fills else chosen.count(node)
-        view[node] = NEVER if own >= per_node else kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
-    kind.renew(chosen)
+        view[node] = NEVER if some == may else _key_of(kind, terms, node, own + some)
+    kind.shape.renew(chosen)
     return np.array(chosen, np.int64).repeat(counts)
+
+
+def _key_of(kind: Kind, terms: Terms, node: int, own: int) -> int:
+    """What a node is worth to the next replica when it has so many of the service."""
+    key = kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
+    if terms.affinity is not None:
+        key |= int(scores.affinity_part(terms.affinity[node], packing=kind.packing))
+    return key
 
 
 # ── one at a time ────────────────────────────────────────────────────────────────────────────

@@ -164,11 +164,6 @@ class Kind:
         """The same for one node, without what arrays cost."""
         return self.shape.key_of(node) | self._fixed_view[node]
 
-    def renew(self, nodes: Sequence[int]) -> None:
-        """Brings these nodes up to date, which are all that have changed since `keys()`, and were written to since."""
-        if self._fixed is None:
-            self.shape.renew(nodes)
-
 
 def _spared_labels(allowed: Mask, wanted: Sequence[Mask]) -> Ints:
     """How much each node is needed for its labels: by others that few nodes will do for, and this kind is not one of.

@@ -23,9 +23,14 @@ class Chance:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.plainness = self.random.choice([1.0, 0.3, 0.1])
 
     def maybe(self, share: float) -> bool:
         return self.random.random() < share
+
+    def feature(self, share: float) -> bool:
+        """One that is used less in plain clusters, so that the paths for plain services are gone as well."""
+        return self.maybe(share * self.plainness)
 
     def nodes(self, count: int, services: list[Blueprint]) -> list[Node]:
         return [self.node(f"n{number}", services) for number in range(count)]
@@ -55,26 +60,26 @@ class Chance:
         placement: dict[str, Any] = {"priority": chance.choice([50, 50, 20, 80])}
         if self.maybe(0.5):
             placement["strategy"] = chance.choice(["spread", "binpack"])
-        if self.maybe(0.3):
+        if self.feature(0.3):
             placement["constraints"] = chance.choice(
                 [["disk == ssd"], ["zone != b"], ["disk exists"], ["zone in a, b"], ["rack not in 1"]]
             )
-        if self.maybe(0.5):
+        if self.feature(0.5):
             labels = chance.choice([["zone"], ["rack"], ["zone", "rack"], ["zone", "disk"], ["nowhere"]])
             placement["spread"] = [{"label": label, **self.targets(label)} for label in labels]
         if self.maybe(0.3):
             placement["max_per_node"] = chance.randint(1, 3)
-        if self.maybe(0.15):
+        if self.feature(0.15):
             placement["max_per"] = {chance.choice(["zone", "rack"]): chance.randint(1, 4)}
-        if self.maybe(0.4):
+        if self.feature(0.4):
             placement["affinities"] = [self.affinity(name, others) for _ in range(chance.randint(1, 2))]
         resources = {
             "cpu": f"{chance.choice([0, 50, 100, 100, 250, 900])}m",
             "memory": f"{chance.choice([0, 16, 64, 300])}Mi",
-            **({"gpu": chance.randint(1, 2)} if self.maybe(0.2) else {}),
+            **({"gpu": chance.randint(1, 2)} if self.feature(0.2) else {}),
         }
         ports = {"p": {"port": 1, "host_port": chance.choice([80, 81]), "protocol": chance.choice(["tcp", "udp"])}}
-        fields = {"placement": placement, "resources": resources, "ports": ports if self.maybe(0.15) else {}}
+        fields = {"placement": placement, "resources": resources, "ports": ports if self.feature(0.15) else {}}
         spec = parse_spec({"name": name, "image": "x", **fields}, name)
         return draw(spec, spec.canonical())
 
@@ -95,10 +100,10 @@ class Chance:
         found: list[Request] = []
         for plan in services:
             count = self.random.choice([1, 2, 3, 5, 8, 20])
-            avoid = frozenset(node.name for node in nodes if self.maybe(0.3)) if self.maybe(0.2) else frozenset[str]()
-            only = self.random.choice(nodes).name if nodes and self.maybe(0.05) else None
+            avoid = frozenset(node.name for node in nodes if self.maybe(0.3)) if self.feature(0.2) else frozenset[str]()
+            only = self.random.choice(nodes).name if nodes and self.feature(0.05) else None
             found += [Request(plan.spec.name, slot, plan, only, avoid) for slot in range(1, count + 1)]
-        if self.maybe(0.2):
+        if self.feature(0.2):
             self.random.shuffle(found)
         return found
 
