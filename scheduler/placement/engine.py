@@ -3,7 +3,8 @@
 The hard rules come first: a node that is barred, refuses a constraint or has no room is no candidate. Among the
 candidates the wishes decide, in this order: not a node that failed this release; spread labels, each inside the one
 before; affinities; then own replicas apart and less load (`spread`), or nothing scarce wasted and more load
-(`binpack`). Ties go to the name, so the same input has the same answer.
+(`binpack`; what asks for something scarce itself leaves the most of it of use). Ties go to the name, so the same input
+has the same answer.
 
 Requests are answered by priority, then in their order. Consecutive requests of one service are placed as a batch
 (`batch.py`), which gives what one at a time would give. What finds no room may evict (`preemption.py`).
@@ -11,7 +12,7 @@ Requests are answered by priority, then in their order. Consecutive requests of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,12 +21,13 @@ import numpy as np
 from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.placement import reasons, rules, scores
 from mesh.scheduler.placement.batch import fill, first_keys
-from mesh.scheduler.placement.cluster import Ints, Mask
+from mesh.scheduler.placement.cluster import Ints, Mask, amount_of
 from mesh.scheduler.placement.kinds import Kind, Needs, Shape
 from mesh.scheduler.placement.live import amounts_of, by_name, cluster_of, evictable
 from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
 from mesh.scheduler.placement.preemption import Victims
 from mesh.scheduler.placement.wishes import terms_of
+from mesh.scheduler.placement.worth import Use, Worth
 
 MAX_FAULT = 300
 
@@ -80,6 +82,7 @@ class _Batch:
         self._shapes: dict[tuple[Needs, bool], Shape] = {}
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._wanted: list[Mask] | None = None
+        self._worth: dict[str, Worth] = {}
         self._requests = requests
         self._victims: Victims | None = None
         self._evicted: set[tuple[int, str]] = set()
@@ -219,7 +222,7 @@ class _Batch:
             score = (
                 ("failed before", late),
                 *((f"spread {spread.label}", count) for spread, count in zip(spreads, there, strict=True)),
-                *scores.parts(int(keys[node]), packing=packing, affinity=pull),
+                *scores.parts(int(keys[node]), packing=packing, affinity=pull, worth=case.kind.shape.has_worth),
             )
             rest = scores.below_affinity(int(keys[node]), packing=packing)
             fit.append(((late, *levels, -pull, rest), Verdict(name, score=score)))
@@ -248,9 +251,22 @@ class _Batch:
         kind = self._kinds.get(key)
         if kind is None:
             allowed = rules.allowed(self._cluster, blueprint)
-            shape = self._shapes.setdefault((needs, packing), Shape(self._cluster, needs, packing=packing))
+            shape = self._shapes.get((needs, packing))
+            if shape is None:
+                worths = self._worths(needs) if packing else None
+                shape = self._shapes[needs, packing] = Shape(self._cluster, needs, packing=packing, worths=worths)
             kind = self._kinds[key] = Kind(shape, allowed, self._wanted_labels() if packing else ())
         return _Case(kind, needs, kind.allowed)
+
+    def _worths(self, needs: Needs) -> Mapping[str, Worth]:
+        """What the named resources that are asked for are worth, to those that have or want some of them."""
+        for name in {name for name, _ in needs} & self._cluster.resources - self._worth.keys():
+            demands = [held.demand for node in self._nodes for held in node.holdings if held.demand.resources.get(name)]
+            demands += [one.blueprint.demand for one in self._requests if one.blueprint.demand.resources.get(name)]
+            uses = [Use(amount_of(one.resources[name]), amount_of(one.cpu), amount_of(one.memory)) for one in demands]
+            most = int(self._cluster.capacity[name].max(initial=0))
+            self._worth[name] = Worth([use for use in uses if use.amount], most)
+        return self._worth
 
     def _wanted_labels(self) -> Sequence[Mask]:
         """The nodes that will do, for each set of constraints among the requests: what binpack keeps for them."""

@@ -100,10 +100,12 @@ class Shape:
         """Its keys tell what it destroys of named resources."""
         return bool(self._worths)
 
-    def _worth_keys(self, nodes: Ints, earlier: Ints | None, cpu: Ints, memory: Ints, shares: Sequence[Floats]) -> Ints:
+    def _worth_keys(
+        self, nodes: Ints, earlier: Ints | None, cpu: Ints, memory: Ints, shares: tuple[Floats, Floats]
+    ) -> Ints:
         """How much of what is free on these nodes loses its worth by one more replica; given is what it would leave."""
         lost = np.zeros(nodes.size)
-        empty = sum(np.maximum(share, 0.0) for share in shares)
+        empty = np.maximum(shares[0], 0.0) + np.maximum(shares[1], 0.0)
         for free, share_of, amount, worth in self._worths:
             left = free.take(nodes) - amount * (1 if earlier is None else earlier + 1)
             lost += worth.of(left + amount, cpu + self._cpu, memory + self._memory) - worth.of(left, cpu, memory)

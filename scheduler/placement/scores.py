@@ -5,6 +5,7 @@ wish. `NEVER` marks nodes that will not do.
 
     spread:   affinity 14 │ own replicas 17 │ load 28
     binpack:  affinity 14 │ resources to spare 4 │ labels to spare 4 │ emptiness 28 │ own replicas 13
+              (or, for what asks for named resources, how much of them is lost in place of the emptiness)
 
 Loads are made of IEEE additions, multiplications and comparisons alone: the same on every machine, for a whole array
 and for one node.
@@ -31,6 +32,8 @@ _HALF_0D = np.array(_WHOLE / 2)
 _ZERO_0D = np.array(0.0)
 _OWN_PACK_0D = np.array(_OWN_PACK)
 
+EMPTINESS = 0.01
+"""How bad an empty node is, beside a node's worth of a resource that is lost to others."""
 SCARCE = 0.5
 """Labels that at most this share of the nodes have are scarce."""
 MAX_AFFINITY = 2**13 - 1
@@ -69,6 +72,16 @@ def pack_keys(cpu: Floats, memory: Floats) -> Ints:
 def pack_key(cpu: float, memory: float) -> int:
     """The same for one node."""
     return int((max(cpu, 0.0) + max(memory, 0.0)) * (_WHOLE / 2)) << _OWN_PACK
+
+
+def worth_keys(lost: Floats, empty: Floats) -> Ints:
+    """The same where named resources are asked for: how much of what is free of them is lost to others, -1..2.
+
+    `empty`: the mean of the shares that are left, of everything that is asked for. It tells apart what is alike else.
+    """
+    steps = np.clip((lost + empty * EMPTINESS + 1.0) * (_WHOLE / 4), 0.0, float(_WHOLE))
+    keys: Ints = steps.astype(np.int64) << _OWN_PACK
+    return keys
 
 
 def tells_apart(shares: Floats) -> bool:
@@ -117,8 +130,8 @@ def levels_between(best: int, worst: int) -> int:
     return (worst >> _LOAD) - (best >> _LOAD) + 1
 
 
-def parts(key: int, *, packing: bool, affinity: int) -> tuple[tuple[str, float], ...]:
-    """A key's parts by name, in the order they count."""
+def parts(key: int, *, packing: bool, affinity: int, worth: bool = False) -> tuple[tuple[str, float], ...]:
+    """A key's parts by name, in the order they count; `worth`: of those that ask for named resources."""
     pull = (("affinity", float(affinity)),)
     own = key & (2**_OWN_PACK - 1) if packing else key >> _LOAD & (2**_OWN_SPREAD - 1)
     if not packing:
@@ -130,7 +143,7 @@ def parts(key: int, *, packing: bool, affinity: int) -> tuple[tuple[str, float],
         *pull,
         ("resources to spare", float(resources)),
         ("labels to spare", float(labels)),
-        ("emptiness", _share(emptiness)),
+        ("resources lost", round(4 * emptiness / _WHOLE - 1, 4)) if worth else ("emptiness", _share(emptiness)),
         ("own replicas", float(own)),
     )
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from mesh.scheduler.blueprint import Demand
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,18 +31,26 @@ MAX_STEPS = 2**14
 """Amounts told apart; where those in use have no common divisor that coarse, they are rounded."""
 
 
+class Use(NamedTuple):
+    """What one replica takes of a resource, and beside it."""
+
+    amount: int
+    cpu: int
+    memory: int
+
+
 class Worth:
     """Of one resource, by what is free on a node; as a share of what the largest node has."""
 
-    def __init__(self, resource: str, users: Iterable[Demand], most: int) -> None:
-        """`users`: the demand of each replica that has or wants some of it; `most`: what the largest node has."""
+    def __init__(self, uses: Iterable[Use], most: int) -> None:
+        """`uses`: of each replica that has or wants some of it, none of nothing; `most`: what the largest node has."""
         self._most = max(most, 1)
         amounts: Counter[int] = Counter()
         cpu = memory = 0
-        for demand in users:
-            amounts[demand.resources[resource]] += 1
-            cpu += demand.cpu
-            memory += demand.memory
+        for use in uses:
+            amounts[use.amount] += 1
+            cpu += use.cpu
+            memory += use.memory
         whole = sum(amount * count for amount, count in amounts.items())
         self._per_cpu, self._per_memory = (whole / beside if beside else math.inf for beside in (cpu, memory))
         usual = [amount for amount, count in amounts.items() if count >= USUAL * amounts.total()]
