@@ -471,3 +471,58 @@ def test_states_that_an_agent_reports_are_never_more_than_the_plan_asked() -> No
     planned = {one.id for plan in world.node_plans.values() for one in plan.replicas}
     alive = {report.id for report in world.running() if report.state is ReplicaState.READY}
     assert alive == planned
+
+
+# ── what nodes get wrong ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("capacity", "sentence"),
+    [
+        (Capacity(cpu=-100, memory=GI), "n1: reports what cannot be: cpu -100"),
+        (Capacity(cpu=10**15, memory=-1), "n1: reports what cannot be: cpu 1000000000000000, memory -1"),
+        (Capacity(cpu=1000, memory=GI, resources={"gpu": -2}), "n1: reports what cannot be: gpu -2"),
+        (Capacity(), "n1: needs 100m cpu, 0 free"),
+    ],
+)
+def test_a_node_that_reports_nonsense_gets_nothing_and_stops_nobody(capacity: Capacity, sentence: str) -> None:
+    world = World(2)
+    world.nodes["n1"].capacity = capacity
+    world.apply("web", replicas=2)
+    world.apply("here", placement={"constraints": ["name == n1"]})
+    world.run(5)
+    assert world.spread("web") == {"n2": 2}
+    assert sentence in world.plans["here"].pending[0].reasons
+
+
+def test_what_a_node_keeps_for_itself_is_not_given_away() -> None:
+    world = World(1)
+    world.nodes["n1"].reserved = Capacity(cpu=1000, memory=GI)
+    world.apply(resources={"cpu": "3500m"})
+    world.run(1)
+    assert world.plans["web"].pending[0].reasons == ["n1: needs 3500m cpu, 3 free"]
+
+
+def test_ten_thousand_replicas_for_one_node_fill_it_and_say_what_waits() -> None:
+    world = World(1)
+    world.nodes["n1"].capacity = Capacity(cpu=4000, memory=400 * GI)
+    world.apply(replicas=10_000)
+    world.settled = lambda: len(world.ready()) == 40  # type: ignore[method-assign]
+    world.settle()
+    plan = world.plans["web"]
+    assert len(plan.pending) == 50
+    assert plan.pending[0].reasons == ["n1: needs 100m cpu, 0 free"]
+
+
+def test_a_global_service_is_the_last_to_leave_a_drained_node() -> None:
+    world = World(2)
+    world.apply("agent", kind="global")
+    world.apply("web", replicas=2)
+    world.settle()
+    world.set_node("n1", "drain")
+    while world.spread("web").get("n1"):
+        assert world.spread("agent").get("n1") == 1
+        world.run(0.1)
+    world.settle()
+    assert (world.spread("agent"), world.spread("web")) == ({"n2": 1}, {"n2": 2})
+    assert any(event.cause == "drain of n1" for event in world.plans["agent"].events)

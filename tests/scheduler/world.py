@@ -11,7 +11,7 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from mesh.model import (
     may_follow,
 )
 from mesh.scheduler.hosts import Memory
+from mesh.scheduler.look import Look
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.spec.errors import SpecError
@@ -56,6 +57,7 @@ class FakeNode:
 
     name: str
     capacity: Capacity = field(default_factory=lambda: Capacity(cpu=4000, memory=4 * GI))
+    reserved: Capacity = field(default_factory=Capacity)
     labels: dict[str, str] = field(default_factory=dict)
     up: bool = True
     runtime: str = "docker"
@@ -87,7 +89,8 @@ class World:
         self.last = Outcome()
         self.watch: Callable[[], None] | None = None
         self.faults_expected = False
-        self._ids = itertools.count()
+        self.compared = False  # every look with one that remembers no decision
+        self._next_id = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._states: dict[str, ReplicaState] = {}
@@ -135,8 +138,12 @@ class World:
         node = self.nodes[name]
         node.up = node.held = True
         for assignment in self._planned(name):
-            known = any(report.id == assignment.id for report in node.reported)
-            if known and assignment.id not in node.replicas:
+            told = next((report for report in node.reported if report.id == assignment.id), None)
+            if told is None or assignment.id in node.replicas:
+                continue
+            if told.state.ended:
+                node.replicas[told.id] = told
+            else:
                 self._set(node, assignment, ReplicaState.FAILED, message="vanished")
         self._act(node)
         self._report(node)
@@ -203,6 +210,8 @@ class World:
     def reconcile(self) -> Outcome:
         """One look; what it decides is written, seen by the agents, and checked."""
         view = self.view()
+        if self.compared:
+            self._compare(view)
         outcome = reconcile(view, self.now, self.new_id, self.memory)
         self.reconciles += 1
         self.last, self.memory = outcome, outcome.memory
@@ -246,11 +255,25 @@ class World:
             runtime=node.runtime,
             labels=node.labels,
             capacity=node.capacity,
+            reserved=node.reserved,
             replicas=list(node.reported),
         )
 
     def new_id(self) -> str:
-        return f"{next(self._ids) % 65536:04x}"
+        self._next_id += 1
+        return f"{(self._next_id - 1) % 65536:04x}"
+
+    def _compare(self, view: View) -> None:
+        """What is remembered of the last look spares work, and changes nothing."""
+        first, look = self._next_id, self.memory.look or Look()
+        remembering = reconcile(view, self.now, self.new_id, self.memory)
+        self._next_id = first
+        forgetful = replace(self.memory, hosts=None, look=Look(nodes=look.nodes, parked=look.parked))
+        anew = reconcile(view, self.now, self.new_id, forgetful)
+        self._next_id = first
+        assert (remembering.services, remembering.nodes) == (anew.services, anew.nodes), self.story()
+        assert remembering.removed_services == anew.removed_services
+        assert remembering.wake_at == anew.wake_at
 
     def _every_while(self) -> None:
         """The leader's full look."""
