@@ -6,7 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from mesh.scheduler.placement import Node, Request
+from mesh.scheduler.placement.worth import Use, Worth
 
 WHOLE = 2**28 - 1
 
@@ -50,6 +53,15 @@ class _World:
                 )
                 self.ports[node.name] |= holding.demand.ports
                 self.own[holding.service, node.name] += holding.stays
+        held = [one.demand for node in nodes for one in node.holdings] + [one.blueprint.demand for one in requests]
+        self.worths = {
+            name: Worth(
+                [Use(one.resources[name], one.cpu, one.memory) for one in held if one.resources.get(name)],
+                max(node.capacity.resources.get(name, 0) for node in nodes),
+            )
+            for name in {name for node in nodes for name in node.capacity.resources}
+            if any(one.resources.get(name) for one in held)
+        }
         self.wanted: list[set[str]] = []
         for request in requests:
             texts = request.blueprint.constraints
@@ -95,9 +107,25 @@ class _World:
         left = self.left(request, node)
         empty = self.steps((max(left[0], 0.0) + max(left[1], 0.0)) * 0.5)
         full = WHOLE - self.steps(min(left))
+        if set(request.blueprint.demand.resources) & self.worths.keys():
+            empty = self.lost(request, node)
         wishes = (*self.spared(request, node), empty, own) if packing else (own, full)
         levels = self.levels(request, node, eligible)
         return (node.name in request.avoid, *levels, -self.pull(request, node), *wishes, node.name)
+
+    def lost(self, request: Request, node: Node) -> int:
+        """How much of the named resources that it asks for is lost to others."""
+        demand = request.blueprint.demand
+        before = [np.array([self.free(node, what)]) for what in ("cpu", "memory")]
+        after = [before[0] - demand.cpu, before[1] - demand.memory]
+        lost, empty = 0.0, sum(max(share, 0.0) for share in self.left(request, node))
+        for name, amount in sorted(demand.resources.items()):
+            worth, free, has = self.worths[name], np.array([self.free(node, name)]), node.capacity.resources.get(name)
+            lost += float(worth.of(free, *before)[0] - worth.of(free - amount, *after)[0])
+            empty += max((int(free[0]) - amount) * (1.0 / has), 0.0) if has else 0.0
+        count = len(demand.resources)
+        share = lost / count + empty / (2 + count) * 0.01 + 1.0
+        return math.floor(min(max(share * (WHOLE / 4), 0.0), WHOLE))
 
     def levels(self, request: Request, node: Node, eligible: Sequence[Node]) -> list[float]:
         levels = []

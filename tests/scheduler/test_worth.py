@@ -8,13 +8,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.scheduler.blueprint import Demand
-from mesh.scheduler.placement.worth import MAX_STEPS, Worth
+from mesh.scheduler.placement.worth import MAX_STEPS, Use, Worth
 
 
 def worth(asked: dict[int, int], most: int, cpu: int = 0, memory: int = 0) -> Worth:
     """`asked`: how many replicas have which amount, each with that much CPU and memory beside it."""
-    return Worth("gpu", [Demand(cpu, memory, {"gpu": amount}) for amount in asked for _ in range(asked[amount])], most)
+    return Worth([Use(amount, cpu, memory) for amount, count in asked.items() for _ in range(count)], most)
 
 
 def left_over(asked: dict[int, int], most: int, *free: int) -> list[int]:
