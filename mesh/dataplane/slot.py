@@ -306,10 +306,11 @@ class Slot:
 
     async def end(self, goodbye: Quit) -> None:
         """Waits for the end of its processes, which were told `goodbye`, and kills those that do not. One that may
-        linger is let go, for another supervisor."""
+        linger is let go, for another supervisor; so is one that has not said hello yet, and ends by itself if none
+        comes."""
         for process in {self._process, self._successor} - {None}:
             assert process is not None
-            if goodbye.linger and process is self._process and process.link is not None:
+            if goodbye.linger and process is self._process:
                 process.forget()
                 continue
             if process.link is None:
