@@ -1,4 +1,4 @@
-"""TCP and UDP: bytes as they are."""
+"""TCP: bytes as they are."""
 
 from __future__ import annotations
 
@@ -407,57 +407,3 @@ def _wait_for_port(port: int) -> None:
         except ConnectionRefusedError:
             assert time.monotonic() < deadline, "redis-server does not listen"
             time.sleep(0.05)
-
-
-# ── UDP
-
-
-class Datagrams(asyncio.DatagramProtocol):
-    """One end of UDP, played by the test."""
-
-    def __init__(self) -> None:
-        self.received: asyncio.Queue[tuple[bytes, tuple[str, int]]] = asyncio.Queue()
-
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        self.received.put_nowait((data, address))
-
-    async def next(self) -> tuple[bytes, tuple[str, int]]:
-        return await asyncio.wait_for(self.received.get(), 10)
-
-
-async def _udp(port: int = 0, to: int | None = None) -> tuple[asyncio.DatagramTransport, Datagrams]:
-    loop = asyncio.get_running_loop()
-    if to is not None:
-        return await loop.create_datagram_endpoint(Datagrams, remote_addr=("127.0.0.1", to))
-    return await loop.create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", port))
-
-
-async def test_datagrams_and_their_replies(mesh: Mesh) -> None:
-    mesh.protocol = "udp"
-    mesh.port = free_port(socket.SOCK_DGRAM)
-    servers = []
-    for name in ("dns-1", "dns-2"):
-        transport, server = await _udp()
-        upstream = Upstream(name)
-        upstream.port = transport.get_extra_info("sockname")[1]
-        mesh.upstreams.append(upstream)
-        servers.append((transport, server))
-    await mesh.update()
-    clients = [await _udp(to=mesh.port) for _ in range(2)]
-    for number, (client, replies) in enumerate(clients):
-        client.sendto(b"question %d" % number)
-        transport, server = servers[number]  # they take turns
-        data, address = await server.next()
-        assert data == b"question %d" % number
-        transport.sendto(b"answer %d" % number, address)
-        assert (await replies.next())[0] == b"answer %d" % number
-    assert mesh.count("connections") == 2
-    # The first client's endpoint leaves: its next datagram goes to the other one.
-    gone = mesh.upstreams.pop(0)
-    await mesh.update()
-    clients[0][0].sendto(b"again")
-    assert (await servers[1][1].next())[0] == b"again"
-    mesh.upstreams = []
-    for transport, _ in [*servers, *clients]:
-        transport.close()
-    assert gone.accepted == 0
