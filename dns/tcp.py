@@ -44,7 +44,9 @@ class TcpConnections:
     def closed(self, connection: TcpConnection) -> None:
         self._open.pop(connection, None)
 
-    def close_idle(self, now: float, idle: float = IDLE) -> None:
+    def close_idle(self, now: float, idle: float | None = None) -> None:
+        """Ends connections without a query for `idle` seconds (`IDLE`)."""
+        idle = IDLE if idle is None else idle
         for connection in list(self._open):
             if now - connection.last_active < idle:
                 break
