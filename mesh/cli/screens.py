@@ -64,7 +64,7 @@ def show_service(view: View, name: str, now: float) -> None:
         "service": f"{service.name} ({service.kind})",
         "ready": "" if ends else f"{service.ready} of {service.desired}",
         "run": _ready(service) if ends else "",
-        "next run": _when(service.next_run) if service.next_run else "",
+        "next": _when(service.next_run) if service.next_run else "",
         "release": f"{service.release}, {_age(service.since, now)} old" if service.release else "none yet",
         "rollout": " ".join(part for part in (service.rollout, service.rollout_message) if part),
         "name": f"{service.dns}{f' → {service.vip}' if service.vip else ''}",
