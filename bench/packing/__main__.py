@@ -25,6 +25,8 @@ from bench.packing.bound import Certificate, certify
 Integers = NDArray[np.int64]
 
 REPACKED_SHARE = 0.05
+LEAVING = 0.2
+"""Of the replicas that are gone when a cluster is repacked plan by plan."""
 AZURE_REQUESTS = 20_000
 AZURE_SKIPPED = (0, 60_000, 600_000)
 PUBLISHED = {"FGD": 95.39, "best fit": 93.08}
@@ -57,7 +59,9 @@ def main() -> None:
     folder = traces.folder(options.traces)
     if folder is None:
         print("No traces: set MESH_TRACES or give --traces. This is a made-up mix.\n")
-        report([made_up(options.orders)])
+        cases = [made_up(options.orders)]
+        report(cases)
+        report_churn(cases)
         return
     try:
         cluster = traces.openb(folder)
@@ -65,6 +69,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"cannot read the traces: {error}")
     report(cases)
+    report_churn(cases)
     report_gpus(cluster, options.orders)
 
 
@@ -156,6 +161,32 @@ def report(cases: Sequence[Case]) -> None:
 
 def excess(count: int, bound: int) -> str:
     return f"{count:,} ({count / bound - 1:+.2%})"
+
+
+def report_churn(cases: Sequence[Case]) -> None:
+    """What one plan after the other makes of a packed cluster that some replicas have left."""
+    header = ["requests", "bound", f"in use after {LEAVING:.0%} have left", "after each plan", "excess", "moved"]
+    print("\n| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    for case in cases:
+        sizes, classes = np.unique(case.orders[0], axis=0, return_inverse=True)
+        plans = ours.blueprints(sizes)
+        fleet = ours.empty_nodes(np.tile(case.room, (2 * certify(case.orders[0], case.room).nodes, 1)))
+        nodes, _ = ours.place_in_rounds(fleet, plans, classes.ravel())
+        nodes = ours.without_some(nodes, LEAVING)
+        left = [int(held.service.removeprefix("class-")) for node in nodes for held in node.holdings]
+        bound = certify(sizes[left], case.room).nodes
+        before, moved = ours.in_use(nodes), 0
+        counts: list[int] = []
+        while True:
+            nodes, moves = ours.repacked(nodes, plans, REPACKED_SHARE)
+            if not moves:
+                break
+            moved += moves
+            counts.append(ours.in_use(nodes))
+        after, share = ours.in_use(nodes), moved / len(left)
+        cells = [case.name, f"{bound:,}", f"{before:,}", ", ".join(f"{count:,}" for count in counts),
+                 f"{after / bound - 1:+.2%}", f"{share:.1%}"]  # fmt: skip
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def report_gpus(cluster: traces.GPUCluster, seeds: int) -> None:

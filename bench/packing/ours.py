@@ -63,6 +63,12 @@ def place_in_rounds(nodes: Sequence[Node], plans: Sequence[Blueprint], classes: 
     return [replace(node, holdings=holdings[node.name]) for node in nodes], refused
 
 
+def without_some(nodes: Sequence[Node], share: float) -> list[Node]:
+    """The nodes when this share of the replicas, drawn at random, has gone."""
+    chance = np.random.default_rng(0)
+    return [replace(node, holdings=[held for held in node.holdings if chance.random() >= share]) for node in nodes]
+
+
 def in_use(nodes: Sequence[Node]) -> int:
     return sum(bool(node.holdings) for node in nodes)
 

@@ -31,6 +31,8 @@ def level(terrain: Terrain, budget: int) -> list[Step]:
         if not givers:
             break
         source = max(givers, key=lambda node: (load[node], -node))
+        if load[source] - NOTICEABLE < load.min():
+            break
         best: tuple[float, int, int] | None = None
         for replica in {id(terrain.kinds[one]): one for one in terrain.on[source] if one not in moved}.values():
             asked += 1
