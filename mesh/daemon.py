@@ -210,6 +210,7 @@ async def _serve(path: Path, wanted: Sequence[Arguments], admin_listen: str | No
         try:
             workers.publish(first)
             await workers.start()
+            workers.log_problems()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, workers.replace_soon)
             if admin:
                 await admin.start()

@@ -124,6 +124,23 @@ class Workers:
         stayed = await self.replace()
         log.info("replaced all workers%s", f" but {', '.join(stayed)}" if stayed else "")
 
+    def log_problems(self) -> None:
+        """From now on says what the workers cannot do for the Table: for those who run them alone."""
+        self._tasks.spawn(self._log_problems(), "log problems")
+
+    async def _log_problems(self) -> None:
+        told: list[str] = []
+        while True:
+            await self.news.wait()
+            now = self._feed.problems()
+            for problem in now:
+                if problem not in told:
+                    log.warning("%s", problem)
+            for problem in told:
+                if problem not in now:
+                    log.info("no more: %s", problem)
+            told = now
+
     def problems(self) -> list[str]:
         own = {self._problem, *(slot.problem for slot in self._slots)} - {""}
         return sorted(own) + self._feed.problems()

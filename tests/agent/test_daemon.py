@@ -178,6 +178,18 @@ class TestTableFile:
                 with served:
                     assert served.recv(100) == b"hello"
 
+    def test_what_cannot_be_done_is_said(self, processes: Processes, tmp_path: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            file = tmp_path / "table.json"
+            file.write_text(json.dumps({"services": {"web": {"ports": {"db": {"port": 1, "listen": address}}}}}))
+            processes.start("proxy", "--table", str(file))
+            said = f"web.db: cannot listen on {address}: address already in use"
+            eventually(lambda: said in processes.output(), "what is wrong")
+        eventually(lambda: f"no more: {said}" in processes.output(), "that it is well again")
+
 
 def connected(port: int) -> socket.socket | None:
     try:
