@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns bench-packing clean
+.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns bench-packing bench-placement clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,6 +49,9 @@ bench-dns: $(VENV)/.dev ## measure DNS beside dnsmasq, Knot, unbound and Consul 
 
 bench-packing: $(VENV)/.dev ## count the nodes that packing needs, beside others' rules and a proven bound (a minute; MESH_TRACES)
 	@$(BIN)/python -m bench.packing $(BENCH)
+
+bench-placement: $(VENV)/.dev ## measure how fast replicas are placed, beside plain schedulers (minutes; MESH_TRACES)
+	@$(BIN)/python -m bench.placement $(BENCH)
 
 clean: ## remove what make made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,140 @@
+"""The engine, driven directly: services as shapes, rules and terms; placements as arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.placement.mix import ZONES, Mix, Service, rounds
+from bench.traces import AzureVMs
+from mesh.scheduler.placement.batch import Terms, Tier, fill
+from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Ints
+from mesh.scheduler.placement.kinds import Kind, Shape
+
+EMPTY = np.zeros(ZONES, np.int64)
+
+Progress = Callable[[int], None]
+"""Told how many replicas have been looked at so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A run: CPU seconds in all and of each batch, and what was asked and placed."""
+
+    cpu: float
+    each: NDArray[np.float64]
+    asked: int
+    placed: int
+
+
+class Placed:
+    """A cluster on which a mix has been placed, service by service, in the order of the mix."""
+
+    def __init__(self, mix: Mix, strategy: str, progress: Progress) -> None:
+        self.mix = mix
+        self.cluster = mix.cluster()
+        packing = strategy == "binpack"
+        shapes = [Shape(self.cluster, needs, packing=packing) for needs in mix.shapes]
+        self._kinds = [[Kind(shape, rule, mix.rules[1:]) for rule in mix.rules] for shape in shapes]
+        self._own_terms = {
+            (spread, per_node): self._terms(spread, per_node)
+            for spread, per_node in {(service.spread, service.per_node) for service in mix.services}
+        }
+        self.nodes, self.timed = self._place(progress)
+
+    def _terms(self, spread: bool, per_node: int | None) -> Terms:
+        return Terms(max_per_node=per_node, tiers=[Tier(self.mix.zones, EMPTY)] if spread else ())
+
+    def _kind(self, service: Service) -> Kind:
+        return self._kinds[service.shape][service.rule]
+
+    def _place(self, progress: Progress) -> tuple[list[NDArray[np.int32]], Timed]:
+        """The node of each replica, by service."""
+        each = np.zeros(len(self.mix.services))
+        nodes: list[NDArray[np.int32]] = []
+        asked = 0
+        begun = time.process_time()
+        for number, service in enumerate(self.mix.services):
+            start = time.thread_time()
+            terms = self._own_terms[service.spread, service.per_node]
+            nodes.append(fill(self.cluster, self._kind(service), terms, service.count).astype(np.int32))
+            each[number] = time.thread_time() - start
+            asked += service.count
+            if number % 5000 == 0:
+                progress(asked)
+        cpu = time.process_time() - begun
+        return nodes, Timed(cpu, each, asked, sum(one.size for one in nodes))
+
+    def lose(self, share: float, seed: int = 2) -> Timed:
+        """Loses so many of the nodes, finds what ran there, and places it elsewhere: the complete new plan."""
+        lost = np.zeros(self.mix.nodes, bool)
+        lost[np.random.default_rng(seed).choice(self.mix.nodes, int(share * self.mix.nodes), replace=False)] = True
+        sizes = np.array([one.size for one in self.nodes])
+        where = np.concatenate(self.nodes)
+        services = np.repeat(np.arange(sizes.size), sizes)
+        ends = sizes.cumsum()
+        begun = time.process_time()
+        self.cluster.take([("cpu", MAX_AMOUNT)], lost.nonzero()[0])
+        gone = lost[where]
+        counts = np.bincount(services[gone], minlength=sizes.size)
+        each, placed = [], 0
+        for number in counts.nonzero()[0].tolist():
+            start = time.thread_time()
+            service = self.mix.services[number]
+            at = slice(ends[number] - sizes[number], ends[number])
+            staying = where[at][~gone[at]]
+            placed += fill(self.cluster, self._kind(service), self._terms_with(service, staying), counts[number]).size
+            each.append(time.thread_time() - start)
+        cpu = time.process_time() - begun
+        return Timed(cpu, np.array(each), int(counts.sum()), placed)
+
+    def _terms_with(self, service: Service, staying: NDArray[np.int32]) -> Terms:
+        """What a service asks for that has replicas already."""
+        own = np.zeros(self.mix.nodes, np.int64)
+        np.add.at(own, staying, 1)
+        zones = self.mix.zones
+        tiers = [Tier(zones, np.bincount(zones[staying], minlength=ZONES))] if service.spread else []
+        return Terms(own=own, max_per_node=service.per_node, tiers=tiers)
+
+
+def azure(trace: AzureVMs, nodes: int, strategy: str, round_size: int) -> Timed:
+    """The stream of VM requests on equal nodes, `round_size` requests at a time; 1: in the order of arrival.
+
+    Within a round requests of one flavour are placed as one batch; in arrival order as many as follow one another.
+    """
+    total = trace.sizes[trace.flavour].sum(axis=0)
+    room = total * 10 // 7 // nodes + trace.sizes.max(axis=0)
+    names = [f"n{number:06}" for number in range(nodes)]
+    cluster = Cluster(names, {"cpu": np.full(nodes, room[0]), "memory": np.full(nodes, room[1])})
+    anywhere = np.ones(nodes, bool)
+    kinds = [
+        Kind(Shape(cluster, (("cpu", int(cpu)), ("memory", int(memory))), packing=strategy == "binpack"), anywhere)
+        for cpu, memory in trace.sizes
+    ]
+    terms = Terms()
+    runs = _runs(trace.flavour) if round_size == 1 else _rounds(trace, round_size)
+    each, placed = np.zeros(len(runs)), 0
+    begun = time.process_time()
+    for number, (flavour, count) in enumerate(runs):
+        start = time.thread_time()
+        placed += fill(cluster, kinds[flavour], terms, count).size
+        each[number] = time.thread_time() - start
+    return Timed(time.process_time() - begun, each, trace.flavour.size, placed)
+
+
+def _runs(flavours: Ints) -> list[tuple[int, int]]:
+    """Flavours that follow one another, with how many."""
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(flavours)) + 1))
+    return list(zip(flavours[starts].tolist(), np.diff(np.append(starts, flavours.size)).tolist(), strict=True))
+
+
+def _rounds(trace: AzureVMs, size: int) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for part in rounds(trace.flavour.size, size):
+        counts = np.bincount(trace.flavour[part.start : part.stop], minlength=len(trace.sizes))
+        runs += [(flavour, int(counts[flavour])) for flavour in counts.nonzero()[0].tolist()]
+    return runs
