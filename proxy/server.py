@@ -21,7 +21,7 @@ from mesh.proxy.site import ServiceSite, Subset
 from mesh.proxy.stats import RouteStats, families
 from mesh.proxy.tls import Keyring
 from mesh.proxy.udp import serve_datagrams
-from mesh.table import Table, TableDelta, TablePort, TableRoute, TableService, TableTls
+from mesh.table import ProxyProtocol, Table, TableDelta, TablePort, TableRoute, TableService, TableTls
 
 RETRY_SECONDS = 1.0
 """Between two attempts to open listeners that could not be opened."""
@@ -130,8 +130,7 @@ class ProxyServer:
             for port_name, port in service.ports.items():
                 if address := port.listen or (f"{service.vip}:{port.port}" if service.vip else None):
                     backend = self._backends[name, port_name]
-                    kind = f"proxied {port.protocol}" if port.proxy_protocol.accept else port.protocol
-                    wanted[backend.name] = Wanted(address, kind, self._serve(backend, port))
+                    wanted[backend.name] = Wanted(address, _kind(port), self._serve(backend, port))
         for address, routes in _routes_by_address(table.routes).items():
             names = ", ".join(f"route {name}" for name in routes)
             wanted[names] = self._gateways[address].wanted()
@@ -206,6 +205,12 @@ class ProxyServer:
         context.pipes.close()
         if context.access_log is not None:
             await context.access_log.close()
+
+
+def _kind(port: TablePort) -> str:
+    """A port of another kind is listened on anew."""
+    told = port.proxy_protocol
+    return port.protocol if told == ProxyProtocol() else f"{port.protocol} accept={told.accept} send={told.send}"
 
 
 def allow_open_files() -> None:

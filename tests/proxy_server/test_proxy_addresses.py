@@ -42,6 +42,19 @@ async def test_what_comes_in_is_passed_on(mesh: Mesh, version: str, pieces: int)
     await server.exactly(write_header("v2", CLIENT, ("127.0.0.1", mesh.port)) + b"hello")
 
 
+async def test_it_may_change_while_the_port_is_open(mesh: Mesh) -> None:
+    mesh.protocol = "tcp"
+    await mesh.add("db-1")
+    for version in (None, "v1", "v2", None):
+        mesh.proxy_protocol = ProxyProtocol(send=version)
+        await mesh.update()
+        client = await mesh.dial()
+        await client.send(b"hello")
+        server = await mesh.upstream.accept()
+        us = "127.0.0.1", client.port
+        await server.exactly((write_header(version, us, ("127.0.0.1", mesh.port)) if version else b"") + b"hello")
+
+
 async def forwarded_for(mesh: Mesh, client: Peer, request: bytes) -> str:
     await client.send(request)
     server = await mesh.upstream.accept()
