@@ -10,8 +10,9 @@ from __future__ import annotations
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from re import _parser  # type: ignore[attr-defined]  # the only way to see a pattern's structure
 from typing import Any
 
@@ -22,8 +23,10 @@ _CONSTRAINT = re.compile(
     r"(?:(?P<word>(?<=\s)(?:not\s+in|in|exists|version)(?![A-Za-z0-9_./-]))|(?P<sign>==|!=|=~|<=|>=|<|>))"
     r"\s*(?P<value>.*?)\s*"
 )
-_VERSION_OPERAND = re.compile(r"(<=|>=|==|<|>)\s*v?(\d+(?:\.\d+)*)")
+_VERSION_OPERAND = re.compile(r"(<=|>=|==|<|>)\s*(['\"]?)v?(\d+(?:\.\d+)*)\2")
 _VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
+_ANOTHER = re.compile(r"==|!=|=~|&&|\|\||^=")
+"""What looks as if a value were a second condition, or an operator had been meant that there is not."""
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
 }  # fmt: skip
@@ -48,6 +51,8 @@ class Constraint:
     test: Callable[[str | None], bool]
     only: frozenset[str] | None = None
     """The values that it allows, if these can be told (`==`, `in`)."""
+    bound: float | None = None
+    """What it compares numbers with, if it does."""
 
     def allows(self, attributes: Mapping[str, str]) -> bool:
         return self.test(attributes.get(self.label))
@@ -55,9 +60,10 @@ class Constraint:
     def why_not(self, attributes: Mapping[str, str]) -> str:
         """The sentence for a node that it refuses."""
         found = attributes.get(self.label)
-        return f"{self.label} is {found}, wants {self.text}" if found is not None else (
-            f"has no {self.label}, wants {self.text}"
-        )  # fmt: skip
+        if found is None:
+            return f"has no {self.label}, wants {self.text}"
+        unfit = ", which is no number" if self.bound is not None and _number(found) is None else ""
+        return f"{self.label} is {found}{unfit}, wants {self.text}"
 
 
 def parse_constraint(text: str) -> Constraint:
@@ -73,11 +79,13 @@ def parse_constraint(text: str) -> Constraint:
             "==, !=, in, not in, exists, <, <=, >, >=, =~, version <, version <=, version >, version >=, version =="
         )
     sign = match["sign"] or " ".join(match["word"].split())
+    value = match["value"]
     try:
-        test = _test(sign, match["value"])
+        test = _test(sign, value)
     except ValueError as error:
         raise ConstraintError(f"{text!r}: {error}") from None
-    return Constraint(text.strip(), match["label"], test, _only(sign, match["value"]))
+    bound = _number(_unquoted(value)) if sign in ("<", "<=", ">", ">=") else None
+    return Constraint(text.strip(), match["label"], test, _only(sign, value), bound)
 
 
 def _only(sign: str, value: str) -> frozenset[str] | None:
@@ -90,13 +98,24 @@ def contradictions(constraints: Sequence[Constraint]) -> list[str]:
     """Rules that no node can follow together, each with its path: every value that one allows, others refuse."""
     errors: list[str] = []
     for number, wanted in enumerate(constraints):
-        others = [other for other in constraints if other.label == wanted.label and other is not wanted]
-        if wanted.only is None or any(all(one.test(value) for one in others) for value in wanted.only):
+        others = [other for other in constraints if other.label == wanted.label and other is not wanted
+                  and (wanted.only is not None or (wanted.bound is not None and other.bound is not None))]  # fmt: skip
+        values = [value for value in _witnesses(wanted, others) if wanted.test(value)]
+        if not others or any(all(one.test(value) for one in others) for value in values):
             continue
         against = next((f" contradicts {other.text!r}" for other in others
-                        if not any(other.test(value) for value in wanted.only)), ", with the other rules,")  # fmt: skip
+                        if not any(other.test(value) for value in values)), ", with the other rules,")  # fmt: skip
         errors.append(f"placement.constraints.{number}: {wanted.text!r}{against}: no node can have both")
     return errors
+
+
+def _witnesses(wanted: Constraint, others: Sequence[Constraint]) -> Iterable[str]:
+    """If any value passes all of these, one of them does: those that are named, or a number in each gap of bounds."""
+    if wanted.only is not None:
+        return wanted.only
+    bounds = sorted({one.bound for one in (wanted, *others) if one.bound is not None})
+    between = [(low + high) / 2 for low, high in pairwise(bounds)]
+    return [repr(number) for number in (*bounds, *between, *(bound + step for bound in bounds for step in (-1, 1)))]
 
 
 def _test(sign: str, value: str) -> Callable[[str | None], bool]:
@@ -108,10 +127,10 @@ def _test(sign: str, value: str) -> Callable[[str | None], bool]:
         raise ValueError(f"needs a value after {sign}")
     match sign:
         case "==":
-            wanted = _unquoted(value)
+            wanted = _one(value)
             return lambda found: found == wanted
         case "!=":
-            wanted = _unquoted(value)
+            wanted = _one(value)
             return lambda found: found != wanted
         case "in":
             choices = _choices(value)
@@ -120,20 +139,29 @@ def _test(sign: str, value: str) -> Callable[[str | None], bool]:
             choices = _choices(value)
             return lambda found: found not in choices
         case "=~":
-            search = _bounded_pattern(value).search
+            search = _bounded_pattern(_unquoted(value)).search
             return lambda found: found is not None and len(found) <= MAX_SEARCHED and search(found) is not None
         case "version":
             return _version_test(value)
         case _:
-            return _number_test(sign, value)
+            return _number_test(sign, _unquoted(value))
 
 
 def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
+def _one(value: str) -> str:
+    """The value of `==` and `!=`."""
+    if value[0] not in "\"'" and _ANOTHER.search(value):
+        raise ValueError(f"{value!r} is no value: each condition is a constraint of its own (or put it in quotes)")
+    return _unquoted(value)
+
+
 def _choices(value: str) -> frozenset[str]:
-    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    if value.startswith("[") != value.endswith("]"):
+        raise ValueError("a bracket is missing")
+    inner = value[1:-1] if value.startswith("[") else value
     choices = [_unquoted(choice.strip()) for choice in inner.split(",")]
     if not all(choices):
         raise ValueError("needs values with commas between them")
@@ -154,7 +182,7 @@ def _number_test(sign: str, value: str) -> Callable[[str | None], bool]:
 
 
 def _number(text: str | None) -> float | None:
-    """A number, or bytes from `8Gi`."""
+    """A number, also of bytes (`8Gi`) or of cores (`500m`)."""
     if not text or text[0] not in "0123456789+-.":
         return None
     try:
@@ -162,7 +190,7 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        return float(units.parse_memory(text))
+        return units.parse_cpu(text) / 1000 if text.endswith("m") else float(units.parse_memory(text))
     except ValueError:
         return None
 
@@ -171,7 +199,7 @@ def _version_test(value: str) -> Callable[[str | None], bool]:
     operand = _VERSION_OPERAND.fullmatch(value)
     if operand is None:
         raise ValueError(f"version needs <, <=, >, >= or == and dotted numbers, got {value!r}")
-    compare, wanted = _COMPARE[operand[1]], _dotted(operand[2])
+    compare, wanted = _COMPARE[operand[1]], _dotted(operand[3])
 
     def test(found: str | None) -> bool:
         match = _VERSION.match(found) if found is not None else None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.scheduler.filters import ConstraintError, parse_constraint
+from mesh.scheduler.filters import ConstraintError, contradictions, parse_constraint
 
 NODE = {
     "name": "n1",
@@ -47,6 +47,11 @@ ALLOWED = [
     "kernel version < 5.10.1",
     "kernel version == 5.10",
     "kernel version >= v5.4",
+    "kernel version >= '5.4'",
+    "cpu >= '4'",
+    "cpu > 500m",
+    "zone =~ '^eu-1$'",
+    "zone != 'a == b'",
 ]
 REFUSED = [
     "zone == eu-2",
@@ -76,6 +81,10 @@ BROKEN = {
     "zone ==": "needs a value",
     "zone in []": "needs values",
     "zone in a,,b": "needs values",
+    "zone in [a": "a bracket is missing",
+    "zone not in a]": "a bracket is missing",
+    "zone === a": "'= a' is no value",
+    "zone == a && disk == ssd": "each condition is a constraint of its own",
     "zone exists now": "takes no value",
     "cpu >= many": "compares numbers",
     "kernel >= 5.10.1": "write: version >= 5.10.1",
@@ -116,6 +125,29 @@ def test_what_cannot_be_read_is_quoted_with_a_reason(text: str, why: str) -> Non
 def test_the_sentence_names_what_is_and_what_is_wanted() -> None:
     assert parse_constraint("zone == eu-2").why_not(NODE) == "zone is eu-1, wants zone == eu-2"
     assert parse_constraint("gpu exists").why_not(NODE) == "has no gpu, wants gpu exists"
+    no_number = "kernel is 5.10.0-28-amd64, which is no number, wants kernel >= 5.10"
+    assert parse_constraint("kernel >= 5.10").why_not(NODE) == no_number
+
+
+@pytest.mark.parametrize(
+    ("together", "fit"),
+    [
+        (["cpu > 3", "cpu < 2"], False),
+        (["cpu > 3", "cpu <= 3"], False),
+        (["cpu >= 3", "cpu <= 3"], True),
+        (["cpu > 3", "cpu < 3.001", "cpu != 7"], True),
+        (["memory > 8Gi", "memory < 9Gi"], True),
+        (["cpu == 4", "cpu < 4"], False),
+        (["cpu in 2, 4", "cpu > 3"], True),
+        (["cpu in 2, 4", "cpu > 2", "cpu < 4"], False),
+        (["zone == a", "zone == b"], False),
+        (["zone == a", "zone != a"], False),
+        (["zone == a", "disk == b"], True),
+        (["zone in a, b", "zone not in a"], True),
+    ],
+)
+def test_rules_that_no_node_can_follow_together_are_told(together: list[str], fit: bool) -> None:
+    assert (contradictions([parse_constraint(text) for text in together]) == []) is fit
 
 
 @given(st.text(alphabet="ab.*+?()[]|{}2,^$\\", max_size=24), st.text(alphabet="ab", max_size=300))
