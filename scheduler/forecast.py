@@ -91,16 +91,17 @@ def engine_nodes(
         replicas: what lies on the nodes.
         without: ids of those that do not count.
         outgoing: ids of those that hold their room, but are about to go.
-        evictable: whether any may have to go for a request of higher priority.
+        evictable: whether any may have to go for a request of higher priority. What has no usable spec never does: it
+            would not come back.
     """
-    priorities = {name: service.priority for name, service in cluster.services.items()}
+    priorities = {name: service.priority for name, service in cluster.services.items() if service.blueprint}
     holdings: dict[str, list[Holding]] = defaultdict(list)
     for replica in replicas:
         if replica.id not in without:
             stays = replica.holds_slot and replica.id not in outgoing
             holdings[replica.node].append(Holding(
                 replica.service, replica.demand, stays, replica.id, replica.slot,
-                priorities.get(replica.service, 50), evictable and stays,
+                priorities.get(replica.service, 50), evictable and stays and replica.service in priorities,
             ))  # fmt: skip
     return [Node(name, site.capacity, site.attributes, holdings[name], site.barred)
             for name, site in sorted(cluster.sites.items()) if not site.lost]  # fmt: skip

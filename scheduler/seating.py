@@ -37,12 +37,12 @@ def seat(service: Service, held: Sequence[Replica], sites: Mapping[str, Site], r
             seating.stop.append((loser, "its slot is taken"))
     if service.kind == "global":
         _seat_globally(service.blueprint, keepers, sites, seating)
-    elif service.kind != "cron":  # what runs of a cron service ends by itself
+    elif service.kind != "cron":  # what runs of a cron service ends by itself, of whichever release
         _seat_counted(service, service.blueprint, keepers, sites, room, seating)
     for replica in keepers.values():
         if sites[replica.node].draining:
             seating.hand_over.append((replica, f"drain of {replica.node}"))
-        elif not replica.current and service.rolls:
+        elif not replica.current and service.rolls and service.kind != "cron":
             seating.hand_over.append((replica, f"replaced by release {service.release}"))
     return seating
 

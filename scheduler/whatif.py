@@ -85,17 +85,19 @@ def until_full(cluster: Cluster, after: Forecast, name: str) -> UntilFull:
         return UntilFull(name, 0, why=service.why)
     if stuck := next((waiting for waiting in after.waiting if waiting.service == name and waiting.slots), None):
         return UntilFull(name, 0, stuck.reasons, stuck.why)
-    request = Request(name, 0, service.blueprint)
     there = list(after.replicas)
+    highest = max((one.slot for one in there if one.service == name and isinstance(one.slot, int)), default=0)
     more, batch = 0, 64
     while more < MAX_MORE:
         batch = min(batch * 2, MAX_MORE - more)
-        answers = place([request] * batch, engine_nodes(cluster, there, evictable=False), cluster.strategy)
+        slots = range(highest + more + 1, highest + more + batch + 1)
+        requests = [Request(name, slot, service.blueprint) for slot in slots]
+        answers = place(requests, engine_nodes(cluster, there, evictable=False), cluster.strategy)
         placed = [answer for answer in answers if isinstance(answer, Placement)]
         more += len(placed)
         refused = next((answer for answer in answers if isinstance(answer, Refusal)), None)
         if refused is not None:
             return UntilFull(name, more, dict(refused.reasons), refused.why)
-        there += [Replica(f"{name} more {more - at}", name, 0, one.node, demand=service.blueprint.demand)
-                  for at, one in enumerate(placed)]  # fmt: skip
+        there += [Replica(f"{name} {one.request.slot}: more", name, one.request.slot, one.node,
+                          demand=service.blueprint.demand) for one in placed]  # fmt: skip
     return UntilFull(name, more, why=f"a service has at most {MAX_MORE} replicas")

@@ -105,6 +105,8 @@ class _Reader:
 
     def _site(self, path: str, name: str, body: object) -> Site:
         node = self._object(path, body, _NODE)
+        if not name:
+            self._fault(path, "a node needs a name")
         if node.get("name", name) != name:
             self._fault(f"{path}.name", f"must be {name!r}, as its key is")
         given, reserved = self._capacity(path, node), self._reserved(f"{path}.reserved", node.get("reserved"))
@@ -142,6 +144,9 @@ class _Reader:
 
     def _capacity(self, path: str, body: Mapping[str, object]) -> Capacity:
         resources = self._object(f"{path}.resources", body.get("resources"))
+        for key in ("cpu", "memory"):
+            if resources.pop(key, None) is not None:
+                self._fault(f"{path}.resources.{key}", f"belongs beside resources: {path}.{key}")
         return Capacity(
             cpu=self._parsed(f"{path}.cpu", body.get("cpu"), units.parse_cpu, 0),
             memory=self._parsed(f"{path}.memory", body.get("memory"), units.parse_memory, 0),
@@ -195,14 +200,15 @@ class _Reader:
     def _replicas(
         self, attempts: Sequence[_Attempt], services: Mapping[str, Service], demands: Mapping[str, Demand]
     ) -> list[Replica]:
+        """In the order of their age: by `since`, then by release, then as in the file."""
         found: dict[str, Replica] = {}
-        for one in attempts:
+        releases = {name: service.release for name, service in services.items()}
+        for one in sorted(attempts, key=lambda one: (one.since, one.release or releases.get(one.service, 0))):
             service = services.get(one.service)
             if one.id in found:
                 self._fault(f"{one.path}.id", f"{one.id!r} is there twice")
-            if service and service.blueprint and isinstance(one.slot, str) != (service.kind == "global"):
-                what = "the node's name" if service.kind == "global" else "a number"
-                self._fault(f"{one.path}.slot", f"must be {what}, {one.service} is of kind {service.kind}")
+            if service and service.blueprint and (what := _misplaced(one, service.kind)):
+                self._fault(f"{one.path}.slot", f"must be {what}: {one.service} is of kind {service.kind}")
             current = service is None or one.release in (0, service.release)
             demand = demands.get(one.service, NO_DEMAND)
             found[one.id] = Replica(one.id, one.service, one.slot, one.node, one.state, current, one.since, demand)
@@ -269,6 +275,13 @@ class _Reader:
         except ValueError as error:
             self._fault(path, str(error))
             return absent
+
+
+def _misplaced(one: _Attempt, kind: str) -> str:
+    """What the slot must be instead, if it is none of this kind of service."""
+    if kind == "global":
+        return "" if one.slot == one.node else f"the node's name {one.node!r}"
+    return "a number" if isinstance(one.slot, str) else ""
 
 
 def _moment(value: object) -> float:

@@ -108,7 +108,7 @@ def simulate(
 
     if live == (file is not None):
         raise Invalid("give either a FILE or --live")
-    lost = [name for names in lose or [] for name in names.split(",")]
+    lost = [name.strip() for names in lose or [] for name in names.split(",")]
     cluster = read_cluster(file) if file is not None else _running(store, token_file, root, config)
     raise typer.Exit(simulate(cluster, Questions(lost, lose_any, until_full, rebalance), as_json=json))
 

@@ -92,6 +92,7 @@ def test_lose_takes_several_nodes(simulate: Any) -> None:
     assert result.json["pending"][0]["slots"] == [2]
     assert result.code == 3
     assert simulate(cluster, "--lose", "n1", "--lose", "n2").json == result.json
+    assert simulate(cluster, "--lose", "n1, n2").json == result.json
 
 
 def test_lose_any_says_what_the_worst_loss_is(simulate: Any) -> None:
@@ -141,6 +142,13 @@ def test_until_full_counts_beyond_what_is_desired(simulate: Any) -> None:
     }  # fmt: skip
 
 
+def test_until_full_names_further_slots(simulate: Any) -> None:
+    web = {"replicas": 2, "ports": {"db": {"port": 5432, "host_port": 5432}}}
+    answer = simulate({"nodes": NODES, "services": {"web": web}}, "--until-full", "web").json["until_full"]
+    assert answer["more"] == 1
+    assert answer["reasons"]["n3"] == "host port 5432/tcp is taken by web-3"
+
+
 def test_until_full_has_an_end_where_nothing_is_taken(simulate: Any) -> None:
     answer = simulate({"nodes": NODES, "services": {"web": {}}}, "--until-full", "web").json["until_full"]
     assert answer == {"service": "web", "more": 100_000, "reasons": {}, "why": "a service has at most 100000 replicas"}
@@ -188,6 +196,8 @@ def test_rebalance_adds_moves(simulate: Any) -> None:
         ({"nodes": {"n1": {"availability": "drained"}}}, "nodes.n1.availability: must be active, pause, drain or lost"),
         ({"nodes": {"n1": {"lables": {}}}}, "nodes.n1.lables: unknown field (did you mean 'labels'?)"),
         ({"nodes": {"n1": 4}}, "nodes.n1: must be an object, got 4"),
+        ({"nodes": {"": {}}}, "nodes.: a node needs a name"),
+        ({"nodes": {"n1": {"resources": {"cpu": 4}}}}, "resources.cpu: belongs beside resources: nodes.n1.cpu"),
         ({"services": {"web": {"release": "two"}}}, "services.web.release: must be a whole number"),
         ({"replicas": {}}, "replicas: must be a list"),
         ({"replicas": [{"slot": 1, "node": "n1"}]}, "replicas.0.service: is required"),
@@ -196,6 +206,7 @@ def test_rebalance_adds_moves(simulate: Any) -> None:
         ({"replicas": [{**on("n1"), "release": -1}]}, "replicas.0.release: must be a whole number"),
         ({"replicas": [{**on("n1"), "id": "a"}, {**on("n1", 2), "id": "a"}]}, "replicas.1.id: 'a' is there twice"),
         ({"services": {"web": WEB}, "replicas": [{**on("n1"), "slot": "n1"}]}, "replicas.0.slot: must be a number"),
+        ({"services": {"a": {"kind": "global"}}, "replicas": [{**on("n1"), "service": "a"}]}, "the node's name 'n1'"),
         ({"strategy": "pack"}, "strategy: must be spread or binpack, got 'pack' (did you mean 'binpack'?)"),
     ],
 )  # fmt: skip

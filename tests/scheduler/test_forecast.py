@@ -223,6 +223,11 @@ def test_a_volume_pins_a_slot_to_the_node_of_its_last_replica(state: str) -> Non
     assert answer.places[2] == "n3"
 
 
+def test_the_last_replica_of_a_slot_is_the_one_of_the_newest_release() -> None:
+    replicas = [on("n1", 1, release=2, state="stopped"), on("n2", 1, release=1, state="stopped")]
+    assert ask(nodes(2), {"web": web(1, **VOLUME)}, replicas).places == {1: "n1"}
+
+
 def test_the_volume_of_a_lost_node_waits_for_it() -> None:
     answer = ask(nodes(2), {"web": web(1, **VOLUME)}, [on("n1")], lose=["n1"])
     assert answer.pending == {"web": [1]}
@@ -309,6 +314,13 @@ def test_a_drain_stops_globals_last() -> None:
     assert not stuck.stopped
 
 
+def test_what_runs_of_a_cron_service_ends_by_itself_but_leaves_a_drained_node() -> None:
+    services = {"tidy": web(kind="cron", release=2, schedule={"cron": "0 3 * * *"})}
+    assert quiet(ask(nodes(2), services, [on("n1", 1, "tidy")]))
+    assert quiet(ask(nodes(2), services))
+    assert ask(drained(2), services, [on("n1", 1, "tidy")]).places == {1: "n2"}
+
+
 def test_a_paused_node_keeps_its_global_replica_and_gets_none() -> None:
     paused = nodes(2)
     paused["n1"]["availability"] = paused["n2"]["availability"] = "pause"
@@ -341,6 +353,12 @@ def test_what_is_evicted_waits_where_there_is_no_room() -> None:
 def test_nobody_is_evicted_for_a_little_more_importance_or_where_it_does_not_help() -> None:
     assert not ask(nodes(1, cpu=1), {"db": important(priority=59), "web": web(1)}, [on("n1")]).stopped
     assert not ask(nodes(1, cpu=1), {"db": important(cpu=2), "web": web(1)}, [on("n1")]).stopped
+
+
+def test_what_could_not_come_back_is_not_evicted() -> None:
+    answer = ask(nodes(1, cpu=1), {"db": important(), "web": web(1, unknown=1)}, [on("n1")])
+    assert not answer.stopped
+    assert answer.pending == {"web": [], "db": [1]}
 
 
 # ── why something waits ──────────────────────────────────────────────────────────────────────
