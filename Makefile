@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit lab lint fmt docs bench bench-dns bench-packing bench-placement clean
+.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-packing bench-placement clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,10 @@ test: $(VENV)/.dev ## the whole suite; installs the real parts it needs (as root
 
 unit: $(VENV)/.dev ## the tests that need no real part: seconds, no root
 	@$(BIN)/pytest -m "not (docker or consul or root or redis or postgres or dnsmasq or openssl or dig or slow)" $(PYTEST)
+
+wheel: $(VENV)/.dev ## a wheel in dist/ with the proxy's hot path compiled (needs gcc and Python's headers)
+	@MESH_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
 lab: $(VENV)/.dev ## several hosts on this machine, as root (LAB="kill h3" and others: LAB=--help)
 	@$(BIN)/python -m tests.lab $(or $(LAB),up)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bench.placement.mix import ZONES, Mix, Service, rounds
 from bench.traces import AzureVMs
 from mesh.scheduler.placement.batch import Terms, Tier, fill
-from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Ints
+from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Groups, Ints
 from mesh.scheduler.placement.kinds import Kind, Shape
 
 EMPTY = np.zeros(ZONES, np.int64)
@@ -40,6 +40,7 @@ class Placed:
         packing = strategy == "binpack"
         shapes = [Shape(self.cluster, needs, packing=packing) for needs in mix.shapes]
         self._kinds = [[Kind(shape, rule, mix.rules[1:]) for rule in mix.rules] for shape in shapes]
+        self._zones = Groups(mix.zones, ZONES)
         self._own_terms = {
             (spread, per_node): self._terms(spread, per_node)
             for spread, per_node in {(service.spread, service.per_node) for service in mix.services}
@@ -47,7 +48,7 @@ class Placed:
         self.nodes, self.timed = self._place(progress)
 
     def _terms(self, spread: bool, per_node: int | None) -> Terms:
-        return Terms(max_per_node=per_node, tiers=[Tier(self.mix.zones, EMPTY)] if spread else ())
+        return Terms(max_per_node=per_node, tiers=[Tier(self._zones, EMPTY)] if spread else ())
 
     def _kind(self, service: Service) -> Kind:
         return self._kinds[service.shape][service.rule]
@@ -96,8 +97,8 @@ class Placed:
         """What a service asks for that has replicas already."""
         own = np.zeros(self.mix.nodes, np.int64)
         np.add.at(own, staying, 1)
-        zones = self.mix.zones
-        tiers = [Tier(zones, np.bincount(zones[staying], minlength=ZONES))] if service.spread else []
+        there = np.bincount(self._zones.of[staying], minlength=ZONES)
+        tiers = [Tier(self._zones, there)] if service.spread else []
         return Terms(own=own, max_per_node=service.per_node, tiers=tiers)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mesh.scheduler.placement import scores
-from mesh.scheduler.placement.cluster import Cluster, Floats, Ints, Mask
+from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.kinds import Kind
 from mesh.scheduler.placement.scores import NEVER
 
@@ -36,12 +36,11 @@ FEW = 4
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A spread label, over all nodes: the group of each, and the replicas of the service in each group."""
+    """A spread label: the groups of nodes, and the replicas of the service in each."""
 
-    groups: Ints
+    groups: Groups
     counts: Ints
     shares: Floats | None = None  # of each group in the one around it; None: all the same
-    missing: Mask | None = None  # groups of nodes without the label, if there are any: after all others
 
     def levels(self, group: Ints, rank: Ints | int = 0) -> Floats | Ints:
         """What a further replica in the group counts.
@@ -53,7 +52,8 @@ class Tier:
         if self.shares is not None:
             share = self.shares[group]
             level = np.where(share > 0, (level + 0.5) / np.where(share > 0, share, 1.0), level + 1e12)
-        return level if self.missing is None else level + self.missing[group] * 1e15
+        missing = self.groups.missing
+        return level if missing is None else level + missing[group] * 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     if terms.caps or terms.to_itself or terms.last.size:
         return _one_by_one(cluster, kind, terms, count)
     if terms.tiers:
-        return _all_at_once(cluster, kind, terms, count)
+        few = count <= FEW and len(terms.tiers) == 1 and terms.tiers[0].groups.size <= FEW
+        return (_lane_by_lane if few else _all_at_once)(cluster, kind, terms, count)
     if kind.fills and terms.max_per_node is None:
         picks = _node_by_node(cluster, kind, terms, count, FEW)
         if picks.size == count:
@@ -141,7 +142,7 @@ def _found(keys: Ints, kind: Kind, terms: Terms, looked_at: int, count: int) -> 
         items, item_keys = _queue(nodes, room, worst, kind, terms)
     if terms.tiers:
         picks = items[_merged(items, item_keys, terms.tiers)[:count]]
-        certain = everything or _enough(picks, items, keys, terms.tiers[-1], count)
+        certain = everything or _enough(picks, items, keys, terms.tiers[-1].groups, count)
     else:
         picks = items[:count]
         certain = everything or picks.size == count
@@ -188,7 +189,7 @@ def _room(nodes: Ints, most: int, kind: Kind, terms: Terms, count: int) -> Ints:
 
 def _up_to_level(room: Ints, own: Ints | None, terms: Terms, nodes: Ints, count: int) -> Ints:
     """The room up to the level at which every group has enough: replicas that keep apart will not stand higher."""
-    groups = terms.tiers[-1].groups[nodes] if terms.tiers else np.zeros(nodes.size, np.int64)
+    groups = terms.tiers[-1].groups.of[nodes] if terms.tiers else np.zeros(nodes.size, np.int64)
     enough = np.minimum(np.bincount(groups, room), count)
     there = np.zeros(nodes.size, np.int64) if own is None else own
     low, high = int(there.min()), int(there.max()) + count
@@ -244,7 +245,7 @@ def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
     columns: list[Ints | Floats] = [items, keys]  # the last is the first to count
     order = np.arange(items.size)
     for tier in reversed(tiers):
-        group = tier.groups[items]
+        group = tier.groups.of[items]
         grouped = order[group[order].argsort(kind="stable")]
         sorted_groups = group[grouped]
         rank = np.empty(items.size, np.int64)
@@ -254,13 +255,13 @@ def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
     return order
 
 
-def _enough(picks: Ints, items: Ints, keys: Ints, tier: Tier, count: int) -> bool:
+def _enough(picks: Ints, items: Ints, keys: Ints, groups: Groups, count: int) -> bool:
     """True if no group could have run out of known items while others were compared with it."""
     if picks.size < count:
         return False
-    used = np.bincount(tier.groups[picks], minlength=tier.counts.size)
-    short = used >= np.bincount(tier.groups[items], minlength=tier.counts.size)
-    return not short.any() or not short[tier.groups[keys < NEVER]].any()
+    used = np.bincount(groups.of[picks], minlength=groups.size)
+    short = used >= np.bincount(groups.of[items], minlength=groups.size)
+    return not short.any() or not short[groups.of[keys < NEVER]].any()
 
 
 def _counted(picks: Ints) -> tuple[Ints, Ints]:
@@ -304,6 +305,40 @@ def _node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, search
     return np.array(chosen, np.int64).repeat(counts)
 
 
+def _lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
+    """With one spread label: a search in each of its groups, and another one where a replica goes."""
+    keys = first_keys(kind, terms)
+    view = keys.data
+    (tier,) = terms.tiers
+    lanes = tier.groups.lanes
+    ranks = [0] * len(lanes)
+    levels = tier.levels(np.arange(len(lanes))).tolist()
+    heads = [_head(keys, lane) for lane in lanes]
+    chosen: list[int] = []
+    for _ in range(count):
+        fit = [(level, *head, group) for group, (level, head) in enumerate(zip(levels, heads, strict=True)) if head]
+        if not fit:
+            break
+        *_, node, group = min(fit)
+        cluster.take_one(kind.needs, node, 1)
+        chosen.append(node)
+        own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
+        view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
+        ranks[group] += 1
+        levels[group] = tier.levels(np.array([group]), ranks[group]).item()
+        heads[group] = _head(keys, lanes[group])
+    kind.shape.renew(chosen)
+    return np.array(chosen, np.int64)
+
+
+def _head(keys: Ints, lane: Ints) -> tuple[int, int] | None:
+    """The least key in a lane, and its node; None if none will do."""
+    keys = keys | lane
+    node = int(keys.argmin())
+    key = int(keys[node])
+    return (key, node) if key < NEVER else None
+
+
 def _key_of(kind: Kind, terms: Terms, node: int, own: int) -> int:
     """What a node is worth to the next replica when it has so many of the service."""
     key = kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
@@ -341,12 +376,12 @@ def _one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
             nodes = nodes[more[cap.groups[nodes]] > 0]
         if not nodes.size:
             break
-        wishes = [late[nodes], *(tier.levels(tier.groups[nodes]) for tier in tiers), keys[nodes]]
+        wishes = [late[nodes], *(tier.levels(tier.groups.of[nodes]) for tier in tiers), keys[nodes]]
         node = nodes[np.lexsort(wishes[::-1])[:1]]
         cluster.take(kind.needs, node)
         own[node] += 1
         for tier in tiers:
-            tier.counts[tier.groups[node]] += 1
+            tier.counts[tier.groups.of[node]] += 1
         for cap, more in zip(terms.caps, left, strict=True):
             more[cap.groups[node]] -= 1
         keys[node] = keys_of(node)

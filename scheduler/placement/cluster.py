@@ -6,9 +6,10 @@ is anything a replica can use up: CPU, memory, a named count, a static host port
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import cast
 
@@ -19,6 +20,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+NEVER = 2**63 - 1
+"""The key of a node that will not do; see `scores.py`."""
 MAX_AMOUNT = 2**48
 """No node has as much of anything (256 TiB of memory); sums of such amounts stay exact in 64 bits."""
 
@@ -40,6 +43,20 @@ class Label:
 
     values: Sequence[str]
     codes: Ints
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The nodes by their values of one or several labels: the number of each node's group."""
+
+    of: Ints
+    size: int
+    missing: Mask | None = None  # groups of nodes without the last label, if there are any
+
+    @cached_property
+    def lanes(self) -> list[Ints]:
+        """For each group what to add (by or) to keys so that only its nodes are left."""
+        return [np.where(self.of == group, 0, NEVER) for group in range(self.size)]
 
 
 class Cluster:
@@ -71,8 +88,12 @@ class Cluster:
         """The version in which each node has last changed."""
         self._changed_view = self.changed.data
         self._recent: deque[int | None] = deque(maxlen=RECENT)
+        self.groups: dict[tuple[str, ...], Groups] = {}
+        """The nodes by their values of labels, as far as anybody has asked."""
         self._labels: dict[str, Label] = {}
-        self._replicas: dict[str, list[Ints]] = defaultdict(list)  # service → positions of its staying replicas
+        self.lying: Callable[[str], Sequence[int]] = lambda service: ()
+        """Where replicas of a service stayed before the batch; asked once."""
+        self._replicas: dict[str, list[Ints]] = {}  # service → positions of its staying replicas
 
     def free_of(self, dimension: str) -> Ints:
         """What is free of a dimension: nothing of a resource that no node has reported."""
@@ -120,18 +141,24 @@ class Cluster:
 
     def settle(self, service: str, nodes: Ints) -> None:
         """Replicas of the service stay on these nodes, one for each mention."""
-        self._replicas[service].append(nodes)
+        self._staying(service).append(nodes)
+
+    def _staying(self, service: str) -> list[Ints]:
+        if service not in self._replicas:
+            before = self.lying(service)
+            self._replicas[service] = [np.array(before, np.int64)] if before else []
+        return self._replicas[service]
 
     def unsettle(self, service: str, node: int) -> None:
         """One replica of the service leaves the node."""
-        placed = np.concatenate(self._replicas[service])
+        placed = np.concatenate(self._staying(service))
         self._replicas[service] = [np.delete(placed, np.flatnonzero(placed == node)[:1])]
 
     # ── questions ────────────────────────────────────────────────────────────────────────────
 
     def own(self, service: str) -> Ints | None:
         """How many replicas of a service stay on each node; None if it has none at all."""
-        placed = self._replicas.get(service)
+        placed = self._staying(service)
         if not placed:
             return None
         return np.bincount(np.concatenate(placed), minlength=self.size)

@@ -216,8 +216,8 @@ class _Batch:
                 continue
             affinity = 0 if terms.affinity is None else int(terms.affinity[node])
             pull = affinity + terms.to_itself * bool(terms.own is not None and terms.own[node])
-            levels = [float(tier.levels(tier.groups[[node]])[0]) for tier in terms.tiers]
-            there = [float(tier.counts[tier.groups[node]]) for tier in terms.tiers]
+            levels = [float(tier.levels(tier.groups.of[[node]])[0]) for tier in terms.tiers]
+            there = [float(tier.counts[tier.groups.of[node]]) for tier in terms.tiers]
             late = float(node in terms.last)
             score = (
                 ("failed before", late),

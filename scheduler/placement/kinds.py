@@ -16,8 +16,7 @@ from mesh.scheduler.placement.cluster import Cluster, Floats, Ints, Mask, per_un
 from mesh.scheduler.placement.scores import NEVER
 from mesh.scheduler.placement.worth import Worth
 
-_SIGN = np.array(63)
-_NEVER = np.array(NEVER)
+_ZERO = np.array(0)
 
 Needs = tuple[tuple[str, int], ...]
 """What one replica takes: dimension and amount, none of them zero."""
@@ -77,22 +76,22 @@ class Shape:
         cpu -= self._cpu_0d if earlier is None else (earlier + 1) * self._cpu
         memory -= self._memory_0d if earlier is None else (earlier + 1) * self._memory
         cpu_share, memory_share = cpu * cluster.per_cpu.take(nodes), memory * cluster.per_memory.take(nodes)
+        if not self._cpu:  # what is not asked for may be overcommitted
+            cpu_share = np.maximum(cpu_share, 0.0)
+        if not self._memory:
+            memory_share = np.maximum(memory_share, 0.0)
         if self._worths:
             keys = self._worth_keys(nodes, earlier, cpu, memory, (cpu_share, memory_share))
         else:
             keys = (scores.pack_keys if self.packing else scores.spread_keys)(cpu_share, memory_share)
-        if self._cpu or self._memory:
-            lacking = (
-                np.bitwise_or(cpu, memory, out=cpu) if self._cpu and self._memory else cpu if self._cpu else memory
-            )
-            lacking >>= _SIGN  # all ones where something is too little
-            lacking &= _NEVER
-            keys |= lacking
+        if self._cpu and self._memory:
+            keys[np.bitwise_or(cpu, memory, out=cpu) < _ZERO] = NEVER  # the sign of either
+        elif self._cpu or self._memory:
+            keys[(cpu if self._cpu else memory) < _ZERO] = NEVER
         if self._unasked:
             keys |= scores.spared_resources(np.sum([free.take(nodes) > 0 for free in self._unasked], axis=0))
         for free, amount in self._others:
-            left = free.take(nodes) - amount * (1 if earlier is None else earlier + 1)
-            keys |= (left >> _SIGN) & _NEVER
+            keys[free.take(nodes) < amount * (1 if earlier is None else earlier + 1)] = NEVER
         return keys
 
     @property
@@ -120,8 +119,11 @@ class Shape:
         cpu, memory = cluster.cpu_view[node] - self._cpu, cluster.memory_view[node] - self._memory
         if (cpu < 0 and self._cpu) or (memory < 0 and self._memory):
             return NEVER
-        score = scores.pack_key if self.packing else scores.spread_key
-        return score(cpu * cluster.per_cpu_view[node], memory * cluster.per_memory_view[node])
+        cpu_share, memory_share = (
+            max(cpu, 0) * cluster.per_cpu_view[node],
+            max(memory, 0) * cluster.per_memory_view[node],
+        )
+        return (scores.pack_key if self.packing else scores.spread_key)(cpu_share, memory_share)
 
     def room(self, nodes: Ints) -> Ints:
         """How many replicas fit on each of these nodes, by what they use up."""

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mesh.scheduler.placement.cluster import NEVER as NEVER
 from mesh.scheduler.placement.cluster import Floats, Ints
-
-NEVER = 2**63 - 1
 
 _LOAD = 28
 _WHOLE: int = 2**_LOAD - 1
@@ -29,7 +28,6 @@ _LABELS = 4
 # as arrays without dimensions numbers cost a calculation half as much
 _WHOLE_0D = np.array(float(_WHOLE))
 _HALF_0D = np.array(_WHOLE / 2)
-_ZERO_0D = np.array(0.0)
 _OWN_PACK_0D = np.array(_OWN_PACK)
 
 EMPTINESS = 0.01
@@ -43,17 +41,18 @@ MAX_AFFINITY = 2**13 - 1
 def spread_keys(cpu: Floats, memory: Floats) -> Ints:
     """The keys of nodes without a replica of the service, but for affinities: how full the fullest dimension is.
 
-    Given are the shares of CPU and of memory that are left with the replica on it; neither is kept.
+    Given are the shares of CPU and of memory that are left with the replica on it, 0..1; neither is kept. (Where they
+    are below zero, there is no room, and the key is of no matter.)
     """
     empty = np.minimum(cpu, memory, out=cpu)
     empty *= _WHOLE_0D
-    keys: Ints = _WHOLE - np.maximum(empty, _ZERO_0D, out=empty).astype(np.int64)
+    keys: Ints = _WHOLE - empty.astype(np.int64)
     return keys
 
 
 def spread_key(cpu: float, memory: float) -> int:
     """The same for one node."""
-    return _WHOLE - int(max(min(cpu, memory) * _WHOLE, 0.0))
+    return _WHOLE - int(min(cpu, memory) * _WHOLE)
 
 
 def pack_keys(cpu: Floats, memory: Floats) -> Ints:
@@ -61,8 +60,7 @@ def pack_keys(cpu: Floats, memory: Floats) -> Ints:
 
     It is the mean of CPU and memory: a node that is full in both goes before one that is full in either.
     """
-    empty = np.maximum(cpu, _ZERO_0D, out=cpu)
-    empty += np.maximum(memory, _ZERO_0D, out=memory)
+    empty = np.add(cpu, memory, out=cpu)
     empty *= _HALF_0D
     keys: Ints = empty.astype(np.int64)
     keys <<= _OWN_PACK_0D
@@ -71,7 +69,7 @@ def pack_keys(cpu: Floats, memory: Floats) -> Ints:
 
 def pack_key(cpu: float, memory: float) -> int:
     """The same for one node."""
-    return int((max(cpu, 0.0) + max(memory, 0.0)) * (_WHOLE / 2)) << _OWN_PACK
+    return int((cpu + memory) * (_WHOLE / 2)) << _OWN_PACK
 
 
 def worth_keys(lost: Floats, empty: Floats) -> Ints:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mesh.scheduler.placement.batch import Cap, Terms, Tier
-from mesh.scheduler.placement.cluster import Cluster, Floats, Ints, Mask
+from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints, Mask
 from mesh.scheduler.placement.model import Request
 from mesh.scheduler.placement.rules import holds
 from mesh.spec.placement import Spread
@@ -50,34 +50,46 @@ def _affinity(cluster: Cluster, request: Request) -> tuple[Ints | None, int]:
 def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None, allowed: Mask) -> list[Tier]:
     """A tier for each spread label, each inside the one before."""
     tiers: list[Tier] = []
-    outer = np.zeros(cluster.size, np.int64)
-    for spread in spreads:
-        label = cluster.label(spread.label)
-        inner = len(label.values) + 1
-        numbers, groups = np.unique(outer * inner + label.codes + 1, return_inverse=True)
-        values = numbers % inner - 1  # of each group: a code of the label
-        counts = np.zeros(numbers.size, np.int64) if own is None else np.bincount(groups, own, numbers.size)
-        present = np.zeros(numbers.size, bool)
-        present[groups[allowed]] = True
-        shares = _shares(spread, label.values, values, numbers // inner, present) if spread.targets else None
-        missing = values < 0
-        tiers.append(Tier(groups, counts.astype(np.int64), shares, missing if missing.any() else None))
-        outer = groups
+    for depth, spread in enumerate(spreads):
+        groups = groups_of(cluster, tuple(outer.label for outer in spreads[: depth + 1]))
+        counts = np.zeros(groups.size, np.int64)
+        if own is not None:
+            np.add.at(counts, groups.of, own)
+        around = tiers[-1].groups if tiers else None
+        tiers.append(
+            Tier(groups, counts, _shares(cluster, spread, groups, around, allowed) if spread.targets else None)
+        )
     return tiers
 
 
-def _shares(spread: Spread, names: Sequence[str], values: Ints, outer: Ints, present: Mask) -> Floats:
+def groups_of(cluster: Cluster, labels: tuple[str, ...]) -> Groups:
+    """The nodes that have the same values of these labels; nodes without one are alike in that."""
+    known = cluster.groups.get(labels)
+    if known is None:
+        label = cluster.label(labels[-1])
+        outer = groups_of(cluster, labels[:-1]).of if labels[:-1] else 0
+        _, first, of = np.unique(outer * (len(label.values) + 1) + label.codes, return_index=True, return_inverse=True)
+        missing = label.codes[first] < 0
+        known = cluster.groups[labels] = Groups(of, first.size, missing if missing.any() else None)
+    return known
+
+
+def _shares(cluster: Cluster, spread: Spread, groups: Groups, around: Groups | None, allowed: Mask) -> Floats:
     """The share of each group in the one around it, as the targets say.
 
     What they leave is shared evenly among the values that they do not name and some node has that will do.
     """
+    label = cluster.label(spread.label)
+    value, outer, present = np.zeros((3, groups.size), np.int64)
+    value[groups.of] = label.codes
+    outer[groups.of] = 0 if around is None else around.of
+    present[groups.of[allowed]] = 1
+    unnamed = np.array([code >= 0 and label.values[code] not in spread.targets for code in value], bool)
     rest = max(0.0, 1.0 - sum(spread.targets.values()))
-    unnamed = np.array([value >= 0 and names[value] not in spread.targets for value in values], bool)
-    among = np.bincount(outer, unnamed & present)[outer]
-    even = rest / np.maximum(among, 1)
+    even = rest / np.maximum(np.bincount(outer, unnamed & (present > 0))[outer], 1)
     return np.array([
-        spread.targets.get(names[value], share) if value >= 0 else 1.0
-        for value, share in zip(values, even, strict=True)
+        spread.targets.get(label.values[code], share) if code >= 0 else 1.0
+        for code, share in zip(value, even, strict=True)
     ])  # fmt: skip
 
 
