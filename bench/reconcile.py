@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mesh.model import Capacity, ClusterConfig, NodePlan, NodeReport, ReplicaReport, ReplicaState, Want
+from mesh.model import Assignment, Capacity, ClusterConfig, NodeReport, ReplicaReport, ReplicaState, Want
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
@@ -92,8 +92,9 @@ class Cluster:
         nodes = dict(self.view.nodes)
         for name in outcome.nodes:
             if name in nodes:
-                running = _running(self.view.node_plans[name], self.now)
-                self._say(nodes, name, running)
+                known = {replica.id: replica for replica in nodes[name].report.replicas}
+                plan = self.view.node_plans[name]
+                self._say(nodes, name, [_reported(one, known.get(one.id), self.now) for one in plan.replicas])
         self.view = replace(self.view, nodes=nodes)
 
     def _say(self, nodes: dict[str, NodeView], name: str, replicas: list[ReplicaReport]) -> None:
@@ -125,13 +126,13 @@ def _copy(document: Document) -> Document:
     return msgspec.json.decode(msgspec.json.encode(document), type=type(document))
 
 
-def _running(plan: NodePlan, now: float) -> list[ReplicaReport]:
-    return [
-        ReplicaReport(id=one.id, service=one.service, slot=one.slot, release=one.release, address="10.0.0.1",
-                      ports={"http": 31000}, since=now,
-                      state=ReplicaState.READY if one.want is Want.RUN else ReplicaState.STOPPED)
-        for one in plan.replicas
-    ]  # fmt: skip
+def _reported(one: Assignment, known: ReplicaReport | None, now: float) -> ReplicaReport:
+    """What an agent says of a replica that does at once what it must."""
+    state = ReplicaState.READY if one.want is Want.RUN else ReplicaState.STOPPED
+    if known is not None and known.state in (state, ReplicaState.FAILED):
+        return known
+    return ReplicaReport(id=one.id, service=one.service, slot=one.slot, release=one.release, state=state, since=now,
+                         address="10.0.0.1", ports={"http": 31000})  # fmt: skip
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ Slot = int | str
 """A replica's place in its service: 1..n, or the node's name for `kind: global`."""
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything kept in the store as JSON."""
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Base of everything kept in the store as JSON: trees, so that nothing is gained by collecting their garbage."""
 
 
 class ReplicaState(StrEnum):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from mesh.model import Assignment, NodePlan, ReplicaReport, ServicePlan, Slot, Want
 from mesh.scheduler.classify import Replica
-from mesh.scheduler.decision import Decision, Input
+from mesh.scheduler.decision import Decision, Scene
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
 from mesh.scheduler.placement import Node, Refusal, Request
 from mesh.view import View, Wish
@@ -52,15 +52,14 @@ class Settled:
     hosts: Hosts | None = None
     busy: Collection[str] = ()
 
-    def holds(self, given: Input, muster: Muster) -> bool:
+    def holds(self, view: View, name: str, muster: Muster, scene: Scene) -> bool:
         """Decided again now, it would be the same."""
-        scene = given.scene
         return (
-            scene.now < self.until
-            and self.muster is muster
-            and self.plan is given.plan
-            and self.wish is given.wish
-            and self.scale == given.scale
+            self.muster is muster
+            and self.plan is view.plans.get(name)
+            and self.wish is view.wishes.get(name)
+            and self.scale == view.scale.get(name)
+            and scene.now < self.until
             and self.watched_since == scene.watched_since
             and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
         )

@@ -160,13 +160,13 @@ class _Round:
         view = self._view
         for name in sorted(view.wishes.keys() | view.plans.keys() | self._musters.keys()):
             muster = self._musters.get(name, NO_MUSTER)
+            known = self._before.settled.get(name)
+            if known is not None and known.holds(view, name, muster, self._scene):
+                self._decisions[name], self._settled[name] = known.decision, known
+                continue
             plan = view.plans.get(name) or ServicePlan(service=name)
             given = Input(plan, view.wishes.get(name), view.scale.get(name), muster, self._scene)
-            known = self._before.settled.get(name)
-            if known is not None and known.holds(given, muster):
-                self._decisions[name], self._settled[name] = known.decision, known
-            else:
-                self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
+            self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
 
     def _decided(self, given: Input) -> Decision:
         """One poisonous service must not stop the others: it is left as it is, and says so."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-
-Network = IPv4Network | IPv6Network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 
 class VipPool:
@@ -17,6 +15,7 @@ class VipPool:
 
     def __init__(self, vip_range: str) -> None:
         self.fault = ""
+        self._range = vip_range
         self._used: set[str] = set()
         self._free: Iterator[IPv4Address | IPv6Address] = iter(())
         try:
@@ -28,7 +27,7 @@ class VipPool:
 
     def keep(self, vip: str) -> bool:
         """Marks an address as used; False if it is not one of the range, or taken already."""
-        if self.fault or vip in self._used or not _within(vip, self._network):
+        if self.fault or vip in self._used or not _within(vip, self._range):
             return False
         self._used.add(vip)
         return True
@@ -44,8 +43,8 @@ class VipPool:
 
 
 @lru_cache(maxsize=100_000)
-def _within(vip: str, network: Network) -> bool:
+def _within(vip: str, vip_range: str) -> bool:
     try:
-        return vip == str(address := ip_address(vip)) and address in network
+        return vip == str(address := ip_address(vip)) and address in ip_network(vip_range)
     except ValueError:
         return False

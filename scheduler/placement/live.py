@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from mesh.scheduler.blueprint import Demand
 from mesh.scheduler.placement.cluster import Cluster, amount_of
-from mesh.scheduler.placement.model import Holding, Node
-from mesh.scheduler.placement.rules import port_dimension
+from mesh.scheduler.placement.model import Holding, Load, Node
+from mesh.scheduler.placement.rules import PORT, port_dimension
+
+MAX_KNOWN = 10_000
+
+FEW = 10
+"""Services that are looked for node by node."""
 
 
 def cluster_of(nodes: Sequence[Node]) -> Cluster:
@@ -38,28 +43,66 @@ def cluster_of(nodes: Sequence[Node]) -> Cluster:
 
 def _lay(cluster: Cluster, nodes: Sequence[Node]) -> None:
     """Takes the room of what lies on the nodes, and notes which services stay there."""
-    demands: dict[int, Demand] = {}
-    which: list[int] = []
-    staying: defaultdict[str, list[int]] = defaultdict(list)
-    for position, node in enumerate(nodes):
-        for holding in node.holdings:
-            which.append(key := id(holding.demand))
-            if key not in demands:
-                demands[key] = holding.demand
-            if holding.stays:
-                staying[holding.service].append(position)
-    amounts = [amounts_of(demand) for demand in demands.values()]
-    number = {key: place for place, key in enumerate(demands)}
-    each = np.array([number[key] for key in which], np.int64)
-    owners = np.repeat(np.arange(len(nodes)), [len(node.holdings) for node in nodes])
-    for demand in demands.values():
-        for port in demand.ports:
-            cluster.open_port(port_dimension(port))
-    for dimension in {name for amount in amounts for name in amount}:
-        taken = np.array([amount.get(dimension, 0) for amount in amounts], np.int64)
-        np.subtract.at(cluster.free_of(dimension), owners, taken[each])
-    for service, positions in staying.items():
-        cluster.settle(service, np.array(positions, np.int64))
+    others: list[tuple[str, int, int]] = []
+    loads = [_load(node) for node in nodes]
+    for dimension in ("cpu", "memory"):
+        taken = np.array([load.taken.get(dimension, 0) for load in loads], np.int64)
+        np.subtract(cluster.free[dimension], taken, out=cluster.free[dimension])
+    for position, load in enumerate(loads):
+        others += [(dimension, position, amount) for dimension, amount in load.taken.items()
+                   if dimension not in ("cpu", "memory")]  # fmt: skip
+    for dimension, position, amount in others:
+        if dimension.startswith(PORT):
+            cluster.open_port(dimension)
+        cluster.free_of(dimension)[position] -= amount
+    cluster.lying = _Lying(loads)
+
+
+class _Lying:
+    """Where replicas of a service stay: each node is asked for a few services, for more of them there is an index."""
+
+    def __init__(self, loads: Sequence[Load]) -> None:
+        self._loads = loads
+        self._asked = 0
+        self._index: dict[str, list[int]] | None = None
+
+    def __call__(self, service: str) -> Sequence[int]:
+        self._asked += 1
+        if self._asked <= FEW:
+            counts = ((position, load.staying.get(service, 0)) for position, load in enumerate(self._loads))
+            return [position for position, count in counts for _ in range(count)]
+        if self._index is None:
+            self._index = defaultdict(list)
+            for position, load in enumerate(self._loads):
+                for name, count in load.staying.items():
+                    self._index[name] += [position] * count
+        return self._index.get(service, ())
+
+
+def _load(node: Node) -> Load:
+    if not node.added_up:
+        taken: Counter[str] = Counter()
+        demands = {id(holding.demand): holding.demand for holding in node.holdings}
+        times = Counter(id(holding.demand) for holding in node.holdings)
+        for key, demand in demands.items():
+            for dimension, amount in _amounts_known(demand).items():
+                taken[dimension] += amount * times[key]
+        staying = Counter(holding.service for holding in node.holdings if holding.stays)
+        node.added_up.append(Load(taken, staying))
+    return node.added_up[0]
+
+
+_known: dict[int, tuple[Demand, Mapping[str, int]]] = {}
+"""By the identity of a demand, which lives as long as its blueprint: the same few lie on many nodes."""
+
+
+def _amounts_known(demand: Demand) -> Mapping[str, int]:
+    known = _known.get(id(demand))
+    if known is None:
+        if len(_known) >= MAX_KNOWN:
+            _known.clear()
+        known = _known[id(demand)] = (demand, amounts_of(demand))
+    return known[1]
 
 
 def amounts_of(demand: Demand) -> Mapping[str, int]:

@@ -32,6 +32,14 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What the holdings of a node come to: what they take by dimension, and how many of each service stay."""
+
+    taken: Mapping[str, int]
+    staying: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A candidate as it is before the batch.
 
@@ -44,6 +52,8 @@ class Node:
     attributes: Mapping[str, str] = field(default_factory=dict)
     holdings: Sequence[Holding] = ()
     barred: str = ""
+    added_up: list[Load] = field(default_factory=list, compare=False, repr=False)
+    """Its load, once somebody has added it up: most nodes are the same from one batch to the next."""
 
 
 @dataclass(frozen=True, slots=True)
