@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mesh.aio import Tasks
 from mesh.proxy.access_log import AccessLog
@@ -111,11 +111,11 @@ class Context:
 
     async def _connect(self, exchange: Exchange, upstream: Upstream) -> None:
         limit = exchange.policy.connect_timeout
+        connection = UpstreamConnection(upstream, self.wheel)
+        protocol = cast(asyncio.Protocol, connection)
         try:
             async with asyncio.timeout(limit):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamConnection(upstream, self.wheel), upstream.address, upstream.port
-                )
+                await asyncio.get_running_loop().create_connection(lambda: protocol, upstream.address, upstream.port)
         except TimeoutError:
             exchange.connect_failed(upstream, f"no connection within {limit:g} s" if limit else "no connection")
         except OSError as error:

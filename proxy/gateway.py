@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import cast
 
 import msgspec
 
@@ -23,14 +25,18 @@ def open_http(site: Site, context: Context, *, proxied: bool, tls: ssl.SSLContex
     """Opens a listener for HTTP. `proxied`: its connections begin with a PROXY protocol header."""
     if proxied:
         return serve_sockets(expect_proxy_header(serve_http(site, context, tls), context, site.stats.failed))
-    return serve_protocol(partial(ClientConnection, site, context), tls)
+    return serve_protocol(partial(_speak_http, site, context), tls)
+
+
+def _speak_http(site: Site, context: Context, address: str | None = None) -> asyncio.BaseProtocol:
+    return cast(asyncio.BaseProtocol, ClientConnection(site, context, address))
 
 
 def serve_http(site: Site, context: Context, tls: ssl.SSLContext | None) -> Serve:
     """Takes over single connections for HTTP."""
 
     def serve(client: socket.socket, address: Address) -> None:
-        protocol = partial(ClientConnection, site, context, address[0])
+        protocol = partial(_speak_http, site, context, address[0])
         context.tasks.spawn(take_over(client, protocol, tls), "accept")
 
     return serve

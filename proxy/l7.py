@@ -48,8 +48,11 @@ class Site(Protocol):
         """Where it goes and how it is treated. Raises Answer where it goes nowhere."""
 
 
-class ClientConnection(asyncio.Protocol, Timed):
-    """A client's connection. At most one exchange at a time; what is pipelined behind it waits."""
+class ClientConnection(Timed):
+    """A client's connection. At most one exchange at a time; what is pipelined behind it waits.
+
+    An asyncio.Protocol in all but name: a compiled class may have no base that is not compiled.
+    """
 
     __slots__ = (
         "_address", "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",

@@ -11,6 +11,8 @@ import asyncio
 import math
 import time
 
+from mypy_extensions import mypyc_attr
+
 TICK = 0.1
 """Seconds between two looks."""
 SLOTS = 20
@@ -19,6 +21,7 @@ SLOTS = 20
 NEVER = math.inf
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Timed:
     """Something with a deadline (monotonic seconds; NEVER for none)."""
 

@@ -21,8 +21,8 @@ FLUSH = 10.0
 """Seconds for the last bytes of a tunnel to go out."""
 
 
-class UpstreamConnection(asyncio.Protocol, Timed):
-    """Belongs to one exchange at a time, or is idle in its endpoint's pool."""
+class UpstreamConnection(Timed):
+    """Belongs to one exchange at a time, or is idle in its endpoint's pool. An asyncio.Protocol in all but name."""
 
     __slots__ = (
         "_body", "_buffer", "_paused", "_response", "_wheel", "closed", "exchange", "reused", "transport", "upstream",

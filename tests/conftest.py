@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sysconfig
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -54,6 +55,12 @@ def _says(*command: str) -> str:
     return said[0]
 
 
+def _compiler() -> str:
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise Absent("there is no Python.h; `make test` installs it")
+    return _says("gcc", "--version")
+
+
 def _root() -> str:
     if os.geteuid() != 0:
         raise Absent("needs root; `make test` uses sudo")
@@ -71,6 +78,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "kdig": ("kdig", lambda: _says("kdig", "-V")),
     "musl": ("musl's compiler", lambda: _says("musl-gcc", "--version")),
     "curl": ("curl", lambda: _says("curl", "--version")),
+    "gcc": ("a C compiler and Python's headers", _compiler),
     "root": ("root's privileges", _root),
 }
 """Marker → what it stands for, and how to find its version."""

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ PACKAGES = {
     "dnsmasq": "dnsmasq-base",
     "docker": "docker.io",
     "dockerd": "docker.io",
+    "gcc": "gcc",
     "ip": "iproute2",
     "iptables": "iptables",
     "kdig": "knot-dnsutils",
@@ -104,7 +106,10 @@ def run(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def install_packages() -> None:
-    missing = sorted({package for program, package in PACKAGES.items() if not shutil.which(program)})
+    wanted = {package for program, package in PACKAGES.items() if not shutil.which(program)}
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        wanted |= {f"python3.{sys.version_info.minor}-dev", "libc6-dev"}
+    missing = sorted(wanted)
     if not missing:
         return
     if os.geteuid() != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, cast
 
 import httptools
@@ -15,12 +16,15 @@ from mesh.proxy.site import ServiceSite
 from mesh.proxy.upstream import UpstreamConnection
 from mesh.table import Endpoint, TablePort, TableService
 
+OPEN, _OTHER_END = socket.socketpair()
+"""What a connection looks like to the kernel on which nothing has come, nor its end."""
+
 
 class MemoryTransport(asyncio.Transport):
     """Remembers what was written."""
 
     def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 4711)})
+        super().__init__({"peername": ("127.0.0.1", 4711), "socket": OPEN})
         self.written = b""
         self.closed = False
         self.ended = False
@@ -51,13 +55,6 @@ class MemoryTransport(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-class MemoryConnection(UpstreamConnection):
-    """To an endpoint that closes nothing."""
-
-    def is_open(self) -> bool:
-        return not self.transport.is_closing()
-
-
 class MemoryContext(Context):
     """Connects at once, in memory."""
 
@@ -66,7 +63,7 @@ class MemoryContext(Context):
         self.connections: list[UpstreamConnection] = []
 
     def connect(self, exchange: Exchange, upstream: Upstream) -> None:
-        connection = MemoryConnection(upstream, self.wheel)
+        connection = UpstreamConnection(upstream, self.wheel)
         connection.connection_made(MemoryTransport())
         self.connections.append(connection)
         exchange.connected(connection)

@@ -17,7 +17,8 @@ from mesh.proxy import access_log
 from mesh.proxy.access_log import AccessLog
 from mesh.proxy.server import ProxyServer
 from mesh.table import Rule, TableRoute, Target
-from tests.proxy_server.wire import GET, OK, Mesh, answering, free_port, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import GET, OK, Mesh, answering, until
 
 Lines = Callable[[], list[dict[str, Any]]]
 

@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from mesh.proxy import context, udp
-from tests.proxy_server.wire import GET, OK, PATIENCE, Mesh, answering, free_port, soon, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import GET, OK, PATIENCE, Mesh, answering, soon, until
 
 
 async def closing(mesh: Mesh, seconds: float = 10.0, *, shared: bool = True) -> asyncio.Task[None]:
@@ -85,7 +86,7 @@ async def test_tcp_sessions_go_on_until_the_time_is_up(mesh: Mesh) -> None:
 
 async def test_a_reply_to_a_datagram_still_arrives(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "DRAIN_IDLE", 0.5)
-    mesh.protocol, mesh.port = "udp", free_port(socket.SOCK_DGRAM)
+    mesh.protocol, mesh.port = "udp", free_port()
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,

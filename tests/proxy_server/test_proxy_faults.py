@@ -10,7 +10,8 @@ import time
 import pytest
 
 from mesh.proxy import backend
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, answering, free_port, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, answering, until
 
 POST = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody"
 

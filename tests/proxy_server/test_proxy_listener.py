@@ -12,7 +12,8 @@ from typing import cast
 import pytest
 
 from mesh.proxy.listener import Address, Listeners, Open, Opened, Serve, Wanted, serve_protocol, serve_sockets
-from tests.proxy_server.wire import free_port, soon, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import soon, until
 
 
 class Greeter(asyncio.Protocol):
@@ -161,7 +162,7 @@ async def test_a_datagram_socket_is_handed_over_as_it_is() -> None:
     async def opened(bound: socket.socket) -> Opened:
         return Reader(bound)
 
-    old, new, port = Listeners(), Listeners(), free_port(socket.SOCK_DGRAM)
+    old, new, port = Listeners(), Listeners(), free_port()
     await old.update(wanted(port, opened, "udp"))
     new.adopt({place: os.dup(descriptor) for place, descriptor in old.export().items()})
     old.close(shared=True)

@@ -18,9 +18,10 @@ import h2.events
 import pytest
 
 from mesh.table import Rule, TableRoute, Target
+from tests.parts.consul import free_port
 from tests.proxy_server import certificates
 from tests.proxy_server.test_proxy_tls import in_files
-from tests.proxy_server.wire import Mesh, Upstream, answering, free_port, soon, until
+from tests.proxy_server.wire import Mesh, Upstream, answering, soon, until
 
 
 async def run(*command: str, given: bytes = b"") -> str:
@@ -104,7 +105,7 @@ async def test_postgresql(mesh: Mesh, postgres: int) -> None:
 @pytest.mark.dig
 async def test_dig_through_udp_and_tcp(mesh: Mesh) -> None:
     """Each by a port of its own; a real server answers."""
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     records = [f"--address=/{number}.example.test/192.0.2.{number}" for number in range(1, 9)]
     command = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
                f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--pid-file=",
@@ -113,7 +114,7 @@ async def test_dig_through_udp_and_tcp(mesh: Mesh) -> None:
     try:
         await asyncio.to_thread(_wait_for_port, port)
         for protocol, flag in (("udp", "+notcp"), ("tcp", "+tcp")):
-            mesh.port = free_port(socket.SOCK_DGRAM)
+            mesh.port = free_port()
             await serve(mesh, port, protocol)
             questions = [f"{number}.example.test" for number in range(1, 9)]
             dig = ["dig", "@127.0.0.1", "-p", str(mesh.port), flag, "+short", "+tries=1"]

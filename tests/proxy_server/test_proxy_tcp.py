@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from mesh.proxy import context
 from mesh.proxy.splice import Pipes
-from tests.proxy_server.wire import Mesh, Peer, Upstream, endpoint, free_port, soon, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import Mesh, Peer, Upstream, endpoint, soon, until
 
 
 @pytest.fixture(params=["splice", "copy"])

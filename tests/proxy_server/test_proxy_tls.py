@@ -19,10 +19,11 @@ from aiohttp import web
 from mesh.proxy import arrival, listener, server
 from mesh.proxy.server import ProxyServer
 from mesh.table import PemSource, ProxyProtocol, Rule, TableRoute, TableTls, Target
+from tests.parts.consul import free_port
 from tests.proxy_server import certificates
 from tests.proxy_server.certificates import Pair
 from tests.proxy_server.test_proxy_first_bytes import client_hello, records
-from tests.proxy_server.wire import GET, Mesh, Peer, Upstream, answering, free_port, soon, until
+from tests.proxy_server.wire import GET, Mesh, Peer, Upstream, answering, soon, until
 
 pytestmark = pytest.mark.openssl  # makes the certificates
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from mesh.proxy import udp
-from tests.proxy_server.wire import Mesh, Upstream, endpoint, free_port, until
+from tests.parts.consul import free_port
+from tests.proxy_server.wire import Mesh, Upstream, endpoint, until
 
 
 class Datagrams(asyncio.DatagramProtocol):
@@ -117,7 +117,7 @@ async def add_echo(mesh: Mesh, name: str) -> Echo:
 @pytest.fixture
 def datagrams(mesh: Mesh) -> Iterator[Mesh]:
     mesh.protocol = "udp"
-    mesh.port = free_port(socket.SOCK_DGRAM)
+    mesh.port = free_port()
     yield mesh
     mesh.upstreams = []
     for session in list(mesh.proxy._context.datagrams):
@@ -174,7 +174,7 @@ async def test_too_many_clients_cost_the_most_silent_its_session(
 async def test_nobody_listens_at_an_endpoint(datagrams: Mesh) -> None:
     """ICMP tells; what the client sends next goes elsewhere at once."""
     dead = Upstream("dead")
-    dead.port = free_port(socket.SOCK_DGRAM)
+    dead.port = free_port()
     datagrams.upstreams.append(dead)
     await add_echo(datagrams, "a")
     for _ in range(4):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from mesh.proxy.server import ProxyServer
 from mesh.table import Endpoint, ProxyProtocol, Table, TablePort, TableRoute, TableService
+from tests.parts.consul import free_port
 
 _T = TypeVar("_T")
 
@@ -27,13 +28,6 @@ PATIENCE = 10.0
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
