@@ -147,6 +147,12 @@ def _kind(spec: ServiceSpec) -> Iterator[str]:
         yield f"job: only kinds job and cron have it, this is kind {spec.kind}"
 
 
+@_of("schedule", "volumes")
+def _overlap(spec: ServiceSpec) -> Iterator[str]:
+    if spec.schedule is not None and spec.schedule.overlap == "allow" and spec.volumes:
+        yield "schedule.overlap: runs side by side cannot share volumes: use skip or replace"
+
+
 def shape_fault(data: object) -> str | None:
     """Why `data` cannot be a spec, or any JSON document of bounded depth and exact numbers."""
     left: list[tuple[object, str, int]] = [(data, "", 0)]

@@ -1,8 +1,9 @@
 """Making room for what is more important; waiting for it, and being woken."""
 
+from collections.abc import Collection
 from typing import Any
 
-from mesh.model import Capacity, Want
+from mesh.model import Capacity, ServicePlan, Want
 from mesh.scheduler.placement import Node, Placement, Refusal, Request
 from tests.scheduler.world import GI, World
 
@@ -160,3 +161,24 @@ def test_one_poisonous_service_does_not_stop_the_others_from_being_placed(monkey
     world.apply("tight", replicas=2, resources={"memory": "3Gi"})
     world.run_until(lambda: len(world.ready("web")) == 2 and len(world.ready("tight")) == 2)
     assert world.plans["poison"].pending[0].reasons == ["this service could not be placed: ZeroDivisionError: boom"]
+
+
+def test_nor_one_whose_decision_cannot_be_finished(monkeypatch: Any) -> None:
+    from mesh.scheduler import releases
+
+    def poisoned(plan: ServicePlan, in_use: Collection[int]) -> ServicePlan:
+        if plan.service == "poison":
+            raise RecursionError("boom")
+        return prune(plan, in_use)
+
+    prune = releases.prune
+    monkeypatch.setattr(releases, "prune", poisoned)
+    world = World(2)
+    world.faults_expected = True
+    world.apply("poison")
+    world.apply("web", replicas=2)
+    world.run_until(lambda: len(world.ready("web")) == 2)
+    assert not world.running("poison")
+    assert "stays as it is: RecursionError: boom" in world.plans["poison"].errors[0]
+    monkeypatch.undo()
+    world.settle()

@@ -130,6 +130,13 @@ def test_a_spec_with_an_impossible_schedule_is_refused() -> None:
     assert [error.split(":")[0] for error in refused.value.errors] == ["schedule.cron", "schedule.zone"]
 
 
+def test_runs_side_by_side_have_no_volumes() -> None:
+    cron = {"name": "a", "image": "a", "kind": "cron", "volumes": {"data": {"path": "/data"}}}
+    parse_spec({**cron, "schedule": {"cron": "@daily"}})
+    with pytest.raises(SpecError, match="cannot share volumes"):
+        parse_spec({**cron, "schedule": {"cron": "@daily", "overlap": "allow"}})
+
+
 def test_times_are_iso_8601_or_seconds() -> None:
     assert parse_time("2026-03-29T00:00:00Z", "Europe/Berlin") == 1774742400
     assert parse_time("2026-03-29T01:00", "Europe/Berlin") == 1774742400
