@@ -13,23 +13,27 @@ import asyncio
 import datetime
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from bench.proxy import load, peers
 from bench.proxy.load import Found
 from bench.proxy.peers import Proxy
-from bench.proxy.world import backends, make_certificate
+from bench.proxy.world import Backends, Certificate, backends, make_certificate
+from tools import compiled
 
 IDLE = 2000
 """Connections held open to see what one costs."""
 
+Start = Callable[[Path, Backends, Certificate], AbstractAsyncContextManager[Proxy]]
 Run = Callable[[Proxy, float], Awaitable[Found]]
 Figures = dict[str, dict[str, list[float]]]
 """Kind → `<proxy> rate` or `<proxy> cpu` → one figure per round."""
@@ -39,8 +43,11 @@ def runs(folder: Path) -> dict[str, tuple[str, Run]]:
     """What is measured: the port's kind, and the load."""
     post = folder / "post.lua"
     post.write_text(load.POST)
+    varied = folder / "varied.lua"
+    varied.write_text(load.VARIED)
     return {
         "90 B, 64 connections": ("http", lambda proxy, s: load.http(proxy, s, 64)),
+        "90 B, every head another": ("http", lambda proxy, s: load.http(proxy, s, 64, script=varied)),
         "90 B, 1,000 connections": ("http", lambda proxy, s: load.http(proxy, s, 1000)),
         "16 KiB, 64 connections": ("http", lambda proxy, s: load.http(proxy, s, 64, "/large")),
         "POST of 4 KiB": ("http", lambda proxy, s: load.http(proxy, s, 64, "/post", script=post)),
@@ -59,12 +66,20 @@ async def compare(rounds: int, seconds: float, only: list[str], folder: Path) ->
     figures: Figures = defaultdict(lambda: defaultdict(list))
     faults: list[str] = []
     certificate = make_certificate(folder)
-    started = [peers.ours, peers.nginx, peers.haproxy, peers.plain]
+    started: list[Start] = [peers.ours, peers.nginx, peers.haproxy, peers.plain]
     if peers.envoy():
         started.insert(3, peers.envoy_proxy)
+    if shutil.which("gcc"):
+        print("compiling the proxy's hot path", file=sys.stderr)
+        compiled.build(folder / "compiled")
+        started.insert(0, partial(peers.ours, compiled=folder / "compiled"))
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(backends(folder))
         proxies = [await stack.enter_async_context(start(folder, behind, certificate)) for start in started]
+        if not only or "idle" in only:
+            for proxy in proxies:
+                print(f"{IDLE:,} idle connections: {proxy.name}", file=sys.stderr)
+                figures["idle"][f"{proxy.name} KiB"].append(await load.per_idle_connection(proxy, IDLE))
         for number in range(1, rounds + 1):
             for name, (kind, run) in runs(folder).items():
                 if only and not any(part in name for part in only):
@@ -86,10 +101,6 @@ async def compare(rounds: int, seconds: float, only: list[str], folder: Path) ->
                     p50, p99 = await load.latency(proxy, seconds, rate, folder)
                     figures["latency"][f"{proxy.name} p50"].append(p50)
                     figures["latency"][f"{proxy.name} p99"].append(p99)
-        if not only or "idle" in only:
-            for proxy in proxies:
-                print(f"{IDLE:,} idle connections: {proxy.name}", file=sys.stderr)
-                figures["idle"][f"{proxy.name} KiB"].append(await load.per_idle_connection(proxy, IDLE))
     return figures, faults
 
 
@@ -98,7 +109,7 @@ async def compare(rounds: int, seconds: float, only: list[str], folder: Path) ->
 
 def table(figures: Figures) -> str:
     """Markdown: CPU per operation and rate of every proxy, medians with their range."""
-    names = ["ours", "nginx", "HAProxy", "Envoy", "aiohttp"]
+    names = ["ours", "ours, interpreted", "nginx", "HAProxy", "Envoy", "aiohttp"]
     lines = [f"| load | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for kind, measures in figures.items():
         if kind in ("latency", "idle"):

@@ -19,6 +19,13 @@ from bench.proxy.peers import Proxy
 from bench.proxy.world import SMALL
 
 POST = 'wrk.method = "POST"\nwrk.body = string.rep("p", 4096)\n'
+VARIED = """local number = 0
+request = function()
+  number = number + 1
+  return wrk.format(nil, nil, {["Cookie"] = "session=" .. number, ["X-Request-Id"] = "bench-" .. number})
+end
+"""
+"""No head is like another, as if each request came from another person."""
 LATENCY_CONNECTIONS = 64
 
 

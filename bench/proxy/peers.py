@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -55,19 +56,29 @@ def _ports(*kinds: str) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def ours(folder: Path, backends: Backends, certificate: Certificate, workers: int = 1) -> AsyncIterator[Proxy]:
+async def ours(
+    folder: Path, backends: Backends, certificate: Certificate, *, compiled: Path | None = None, workers: int = 1
+) -> AsyncIterator[Proxy]:
+    """Proxy workers as an agent runs them; from a compiled copy of the project, or interpreted."""
+    name = "ours" if compiled else "ours, interpreted"
     ports = _ports(*KINDS)
-    arguments = ProxyArguments(node="n1", survive=False)
-    supervisor = Workers(folder / "ours", [arguments] * workers)
+    state = folder / name.replace(", ", "-")
+    arguments = ProxyArguments(node="n1", survive=False, access_log=f"{state}.log", access_log_sample=0.01)
+    supervisor = Workers(state, [arguments] * workers)
+    surroundings = os.environ.copy()
+    if compiled:
+        os.environ["PYTHONPATH"] = str(compiled)
     await supervisor.start()
     try:
         supervisor.publish(our_table(ports, backends, certificate))
         async with asyncio.timeout(PATIENCE):
             await supervisor.serving()
-        pids = [int((folder / "ours" / f"proxy-{number + 1}.pid").read_text()) for number in range(workers)]
+        pids = [int((state / f"proxy-{number + 1}.pid").read_text()) for number in range(workers)]
         for core, pid in enumerate(pids):
             pin(pid, core)
-        yield Proxy("ours", pids[0], ports)
+        os.environ.clear()
+        os.environ.update(surroundings)
+        yield Proxy(name, pids[0], ports)
     finally:
         await supervisor.close()
 
