@@ -13,6 +13,7 @@ import yaml
 from mesh.spec.strict_json import DocumentError
 
 MAX_VALUES = 100_000
+"""In one document, or one for each of its characters, if that is more: only aliases can make more than those."""
 MAX_DEPTH = 100
 
 _TAG = "tag:yaml.org,2002:"
@@ -52,23 +53,24 @@ def parse_yaml(text: str) -> list[tuple[Any, dict[str, int]]]:
         raise DocumentError(f"not YAML: {str(error).splitlines()[0]}") from None
     documents = []
     for root in roots:
-        builder = _Builder()
+        builder = _Builder(max(MAX_VALUES, len(text)))
         documents.append((builder.value(root, "", 0), builder.lines))
     return documents
 
 
 class _Builder:
-    """Builds the value of one document from its nodes."""
+    """Builds the value of one document from its nodes: of `most` values at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self.lines: dict[str, int] = {}
         self._built = 0
 
     def value(self, node: yaml.Node, path: str, depth: int) -> Any:
         line = node.start_mark.line + 1
         self._built += 1
-        if self._built > MAX_VALUES:
-            raise DocumentError(f"holds more than {MAX_VALUES} values (aliases count each time)", line)
+        if self._built > self._most:
+            raise DocumentError(f"holds more than {self._most} values (aliases count each time)", line)
         if depth > MAX_DEPTH:
             raise DocumentError("is nested too deeply", line)
         self.lines.setdefault(path, line)

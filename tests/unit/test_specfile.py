@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from mesh.spec import yaml12
 from mesh.spec.files import MAX_FILE, read_specs
 from mesh.spec.service import ServiceSpec, SpecError
+from mesh.spec.strict_json import DocumentError
 
 
 def specs(tmp_path: Path, **files: str | bytes) -> dict[str, ServiceSpec]:
@@ -135,6 +137,13 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, fault: str) -> None:
     file, content, expected = BROKEN[fault]
     (sentence,) = errors(tmp_path, **{file: content})
     assert sentence.startswith(expected)
+
+
+def test_only_aliases_make_more_values_than_there_are_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml12, "MAX_VALUES", 10)
+    assert yaml12.parse_yaml(f"[{'1, ' * 50}1]")[0][0] == [1] * 51
+    with pytest.raises(DocumentError, match="aliases count"):
+        yaml12.parse_yaml("[&a [1, 1, 1], &b [*a, *a, *a], &c [*b, *b, *b], *c, *c]")
 
 
 def test_aliases_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
