@@ -325,6 +325,8 @@ def _how(exit: Exit | None) -> str:
         return "ended"
     if exit.oom:
         return "killed: out of memory (limits.memory)"
+    if exit.code == 255:  # an engine's word for a container that it found dead: its host lost power
+        return "exited with code 255 (or its host went down)"
     if exit.code > 128:
         return f"exited with code {exit.code} (killed by signal {exit.code - 128})"
     return f"exited with code {exit.code}"
