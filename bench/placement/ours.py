@@ -13,7 +13,7 @@ from bench.placement.mix import ZONES, Mix, Service, rounds
 from bench.traces import AzureVMs
 from mesh.scheduler.placement.batch import Terms, Tier, fill
 from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Groups, Ints
-from mesh.scheduler.placement.kinds import Kind, Shape
+from mesh.scheduler.placement.kinds import Ground, Kind, Shape
 
 EMPTY = np.zeros(ZONES, np.int64)
 
@@ -39,7 +39,8 @@ class Placed:
         self.cluster = mix.cluster()
         packing = strategy == "binpack"
         shapes = [Shape(self.cluster, needs, packing=packing) for needs in mix.shapes]
-        self._kinds = [[Kind(shape, rule, mix.rules[1:]) for rule in mix.rules] for shape in shapes]
+        grounds = [Ground(rule, mix.rules[1:] if packing else None) for rule in mix.rules]
+        self._kinds = [[Kind(shape, ground) for ground in grounds] for shape in shapes]
         self._zones = Groups(mix.zones, ZONES)
         self._own_terms = {
             (spread, per_node): self._terms(spread, per_node)
@@ -111,7 +112,7 @@ def azure(trace: AzureVMs, nodes: int, strategy: str, round_size: int) -> Timed:
     room = total * 10 // 7 // nodes + trace.sizes.max(axis=0)
     names = [f"n{number:06}" for number in range(nodes)]
     cluster = Cluster(names, {"cpu": np.full(nodes, room[0]), "memory": np.full(nodes, room[1])})
-    anywhere = np.ones(nodes, bool)
+    anywhere = Ground(np.ones(nodes, bool))
     kinds = [
         Kind(Shape(cluster, (("cpu", int(cpu)), ("memory", int(memory))), packing=strategy == "binpack"), anywhere)
         for cpu, memory in trace.sizes

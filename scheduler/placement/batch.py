@@ -30,6 +30,8 @@ from mesh.scheduler.placement.scores import NEVER
 SPARE = 8
 """So many more nodes are looked at than will do if all goes well."""
 GROWTH = 8
+MARGIN = 64
+"""So many are kept in view for the next batch, at least."""
 FEW = 4
 """Up to so many searches are made before all is prepared for one that tells everything."""
 
@@ -156,17 +158,22 @@ def _best(keys: Ints, kind: Kind, count: int) -> tuple[Ints, int]:
     """
     worst = kind.cut
     nodes = (keys <= worst).nonzero()[0]
-    if not count <= nodes.size <= 3 * count:
-        if 2 * count >= keys.size:
-            worst = NEVER
-        else:
-            worst = int(np.partition(keys, 2 * count - 1)[2 * count - 1])
-        if worst == NEVER:
-            nodes = (keys < NEVER).nonzero()[0]
-        else:
-            nodes = (keys <= worst).nonzero()[0]
+    if nodes.size < count:
+        wanted = max(4 * count, MARGIN)
+        worst = int(np.partition(keys, wanted - 1)[wanted - 1]) if wanted < keys.size else NEVER
+        if worst < NEVER:
             kind.cut = worst
-    return nodes[keys[nodes].argsort(kind="stable")], worst
+        nodes = (keys <= min(worst, NEVER - 1)).nonzero()[0]
+    of_nodes = keys[nodes]
+    order = of_nodes.argsort(kind="stable")
+    nodes = nodes[order]
+    if nodes.size > 3 * count:
+        ordered = of_nodes[order]
+        worst = int(ordered[2 * count - 1])
+        nodes = nodes[: ordered.searchsorted(worst, "right")]  # all that are as bad
+        if ordered.size > 2 * max(4 * count, MARGIN):
+            kind.cut = int(ordered[max(4 * count, MARGIN)])
+    return nodes, worst
 
 
 def _most(keys: Ints, nodes: Ints, everything: bool, kind: Kind, terms: Terms, count: int) -> int:
@@ -243,13 +250,14 @@ def _running_maximum(keys: Ints, room: Ints) -> Ints:
 def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
     """The order of greedy over all groups, of items that are in its order inside each innermost group."""
     columns: list[Ints | Floats] = [items, keys]  # the last is the first to count
-    order = np.arange(items.size)
+    numbers = np.arange(items.size)
+    order = numbers
     for tier in reversed(tiers):
         group = tier.groups.of[items]
-        grouped = order[group[order].argsort(kind="stable")]
+        grouped = group.argsort(kind="stable") if order is numbers else order[group[order].argsort(kind="stable")]
         sorted_groups = group[grouped]
         rank = np.empty(items.size, np.int64)
-        rank[grouped] = np.arange(items.size) - sorted_groups.searchsorted(sorted_groups)
+        rank[grouped] = numbers - sorted_groups.searchsorted(sorted_groups)
         columns.append(tier.levels(group, rank))
         order = np.lexsort(columns)
     return order
@@ -311,7 +319,6 @@ def _lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Int
     view = keys.data
     (tier,) = terms.tiers
     lanes = tier.groups.lanes
-    ranks = [0] * len(lanes)
     levels = tier.levels(np.arange(len(lanes))).tolist()
     heads = [_head(keys, lane) for lane in lanes]
     chosen: list[int] = []
@@ -322,11 +329,11 @@ def _lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Int
         *_, node, group = min(fit)
         cluster.take_one(kind.needs, node, 1)
         chosen.append(node)
-        own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
-        view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
-        ranks[group] += 1
-        levels[group] = tier.levels(np.array([group]), ranks[group]).item()
-        heads[group] = _head(keys, lanes[group])
+        if len(chosen) < count:
+            own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
+            view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
+            heads[group] = _head(keys, lanes[group])
+            levels[group] = tier.levels(np.array([group]), sum(tier.groups.of[one] == group for one in chosen)).item()
     kind.shape.renew(chosen)
     return np.array(chosen, np.int64)
 

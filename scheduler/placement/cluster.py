@@ -77,9 +77,8 @@ class Cluster:
         self.capacity = dict(capacity)
         self.free = {dimension: amounts.copy() for dimension, amounts in capacity.items()}
         self.per_cpu, self.per_memory = per_unit(self.free["cpu"]), per_unit(self.free["memory"])
-        # the same for one node at a time: a memoryview answers in a fraction of an array's time
-        self.cpu_view, self.memory_view = self.free["cpu"].data, self.free["memory"].data
-        self.per_cpu_view, self.per_memory_view = self.per_cpu.data, self.per_memory.data
+        self.views = {dimension: free.data for dimension, free in self.free.items()}
+        """The same as `free` for one node at a time: a memoryview answers in a fraction of an array's time."""
         self.resources: set[str] = set()
         """Named counts: dimensions that only some nodes have, and few ask for."""
         self.version = 0
@@ -97,17 +96,18 @@ class Cluster:
 
     def free_of(self, dimension: str) -> Ints:
         """What is free of a dimension: nothing of a resource that no node has reported."""
-        free = self.free.get(dimension)
-        if free is None:
-            free = self.free[dimension] = np.zeros(self.size, np.int64)
-            self.capacity[dimension] = free.copy()
-        return free
+        if dimension not in self.free:
+            self._open(dimension, np.zeros(self.size, np.int64))
+        return self.free[dimension]
 
     def open_port(self, dimension: str) -> None:
         """Makes a host port a dimension: every node has one of it."""
         if dimension not in self.free:
-            self.capacity[dimension] = np.ones(self.size, np.int64)
-            self.free[dimension] = np.ones(self.size, np.int64)
+            self._open(dimension, np.ones(self.size, np.int64))
+
+    def _open(self, dimension: str, amounts: Ints) -> None:
+        self.capacity[dimension], self.free[dimension] = amounts, amounts.copy()
+        self.views[dimension] = self.free[dimension].data
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────
 
@@ -122,12 +122,7 @@ class Cluster:
     def take_one(self, needs: Sequence[tuple[str, int]], node: int, count: int) -> None:
         """Uses up room for so many replicas on one node."""
         for dimension, amount in needs:
-            if dimension == "cpu":
-                self.cpu_view[node] -= count * amount
-            elif dimension == "memory":
-                self.memory_view[node] -= count * amount
-            else:
-                self.free[dimension][node] -= count * amount
+            self.views[dimension][node] -= count * amount
         self.version += 1
         self._changed_view[node] = self.version
         self._recent.append(node)

@@ -13,7 +13,6 @@ Requests are answered by priority, then in their order. Consecutive requests of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -22,7 +21,7 @@ from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.placement import reasons, rules, scores
 from mesh.scheduler.placement.batch import fill, first_keys
 from mesh.scheduler.placement.cluster import Ints, Mask, amount_of
-from mesh.scheduler.placement.kinds import Kind, Needs, Shape
+from mesh.scheduler.placement.kinds import Ground, Kind, Needs, Shape
 from mesh.scheduler.placement.live import amounts_of, by_name, cluster_of, evictable
 from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
 from mesh.scheduler.placement.preemption import Victims
@@ -62,15 +61,6 @@ def _likeness(request: Request) -> tuple[object, ...]:
     return request.service, id(request.blueprint), request.only, request.avoid
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A blueprint in this cluster."""
-
-    kind: Kind
-    needs: Needs
-    allowed: Mask
-
-
 class _Batch:
     """The cluster while requests are answered, run by run."""
 
@@ -78,9 +68,9 @@ class _Batch:
         self._nodes = by_name(nodes)
         self._strategy = strategy
         self._cluster = cluster_of(self._nodes)
-        self._cases: dict[int, _Case] = {}
+        self._kinds: dict[int, Kind] = {}
         self._shapes: dict[tuple[Needs, bool], Shape] = {}
-        self._kinds: dict[tuple[object, ...], Kind] = {}
+        self._grounds: dict[tuple[object, ...], Ground] = {}
         self._wanted: list[Mask] | None = None
         self._worth: dict[str, Worth] = {}
         self._requests = requests
@@ -95,71 +85,71 @@ class _Batch:
         """Answers for like requests; what is wrong with them stops no others."""
         request = run[0]
         try:
-            case = self._case(request.blueprint)
+            kind = self._kind(request.blueprint)
         except Exception as error:
             return [Refusal(one, _fault(error)) for one in run]
         if why := self._nobody(request):
             return [Refusal(one, why) for one in run]
         placed: list[Placement] = []
         try:
-            while len(placed) < len(run) and (more := self._some(run[len(placed) :], case)):
+            while len(placed) < len(run) and (more := self._some(run[len(placed) :], kind)):
                 placed += more
         except Exception as error:
             return [*placed, *(Refusal(one, _fault(error)) for one in run[len(placed) :])]
-        refused = Reasons(lambda: self._reasons(request, case))
+        refused = Reasons(lambda: self._reasons(request, kind))
         return [*placed, *(Refusal(one, reasons=refused) for one in run[len(placed) :])]
 
-    def _some(self, run: Sequence[Request], case: _Case) -> list[Placement]:
+    def _some(self, run: Sequence[Request], kind: Kind) -> list[Placement]:
         """As many placements as there is room for, or one that evicts; none if nothing helps."""
         request = run[0]
         key = _likeness(request)
         if self._full.get(key) == self._cluster.version:
             return []
-        picks = self._there(request, case, len(run)) if request.only is not None else self._anywhere(run, case)
+        picks = self._there(request, kind, len(run)) if request.only is not None else self._anywhere(run, kind)
         if picks.size:
             placed = [Placement(one, self._cluster.names[node]) for one, node in zip(run, picks.tolist(), strict=False)]
-            self._settle(placed, case, picks)
+            self._settle(placed, kind, picks)
             return placed
-        if (evicting := self._preempt(request, case)) is not None:
+        if (evicting := self._preempt(request, kind)) is not None:
             return [evicting]
         self._full[key] = self._cluster.version
         return []
 
-    def _anywhere(self, run: Sequence[Request], case: _Case) -> Ints:
-        return fill(self._cluster, case.kind, terms_of(self._cluster, run[0], case.allowed), len(run))
+    def _anywhere(self, run: Sequence[Request], kind: Kind) -> Ints:
+        return fill(self._cluster, kind, terms_of(self._cluster, run[0], kind.ground.allowed), len(run))
 
-    def _there(self, request: Request, case: _Case, count: int) -> Ints:
+    def _there(self, request: Request, kind: Kind, count: int) -> Ints:
         """On the one node that will do."""
         assert request.only is not None
         node = self._cluster.position[request.only]
-        if reasons.why_not_there(self._cluster, request, case.needs, node, self._holder):
+        if reasons.why_not_there(self._cluster, request, kind.needs, node, self._holder):
             return np.zeros(0, np.int64)
         pick = np.array([node])
-        self._cluster.take(case.needs, pick)
+        self._cluster.take(kind.needs, pick)
         return pick
 
-    def _settle(self, placed: Sequence[Placement], case: _Case, picks: Ints) -> None:
+    def _settle(self, placed: Sequence[Placement], kind: Kind, picks: Ints) -> None:
         """Notes who is where, for which the cluster has room already."""
         self._cluster.settle(placed[0].request.service, picks)
-        for dimension, _ in case.needs:
+        for dimension, _ in kind.needs:
             if dimension.startswith(rules.PORT):
                 self._ports.update(((one.node, dimension), _title(one.request)) for one in placed)
 
-    def _preempt(self, request: Request, case: _Case) -> Placement | None:
+    def _preempt(self, request: Request, kind: Kind) -> Placement | None:
         """A place that others of clearly lower priority leave, if that is possible."""
         if self._victims is None:
             self._victims = Victims(self._cluster, evictable(self._nodes))
         if not self._victims.holdings:
             return None
-        terms = terms_of(self._cluster, request, case.allowed)
-        nodes = case.allowed.copy()
+        terms = terms_of(self._cluster, request, kind.ground.allowed)
+        nodes = kind.ground.allowed.copy()
         if terms.own is not None and terms.max_per_node is not None:
             nodes &= terms.own < terms.max_per_node
         for cap in terms.caps:
             nodes &= cap.left[cap.groups] > 0
         if request.only is not None:
             nodes &= np.arange(self._cluster.size) == self._cluster.position[request.only]
-        chosen = self._victims.choose(request.service, _priority(request), case.needs, nodes, terms.last)
+        chosen = self._victims.choose(request.service, _priority(request), kind.needs, nodes, terms.last)
         if chosen is None:
             return None
         node, victims = chosen
@@ -170,9 +160,9 @@ class _Batch:
             self._cluster.take([(name, -amount) for name, amount in amounts_of(holding.demand).items()], pick)
             self._cluster.unsettle(holding.service, node)
             self._evicted.add((node, holding.id))
-        self._cluster.take(case.needs, pick)
+        self._cluster.take(kind.needs, pick)
         placement = Placement(request, self._cluster.names[node], tuple(holding.id for holding in evicted))
-        self._settle([placement], case, pick)
+        self._settle([placement], kind, pick)
         return placement
 
     # ── reasons ──────────────────────────────────────────────────────────────────────────────
@@ -185,9 +175,9 @@ class _Batch:
             return ""
         return f"there is no node {request.only}"
 
-    def _reasons(self, request: Request, case: _Case) -> dict[str, str]:
+    def _reasons(self, request: Request, kind: Kind) -> dict[str, str]:
         """Why each node will not do, now that everything else has been placed."""
-        why = reasons.why_not(self._cluster, request, case.needs, self._holder)
+        why = reasons.why_not(self._cluster, request, kind.needs, self._holder)
         found = dict(zip(self._cluster.names, why, strict=True))
         if request.only in found and not request.blueprint.spec.volumes:
             found = {request.only: found[request.only]}
@@ -202,13 +192,13 @@ class _Batch:
 
     def explain(self, request: Request) -> list[Verdict]:
         try:
-            case = self._case(request.blueprint)
-            refused = list(reasons.why_not(self._cluster, request, case.needs, self._holder))
-            terms = terms_of(self._cluster, request, case.allowed)
-            keys = first_keys(case.kind, terms)
+            kind = self._kind(request.blueprint)
+            refused = list(reasons.why_not(self._cluster, request, kind.needs, self._holder))
+            terms = terms_of(self._cluster, request, kind.ground.allowed)
+            keys = first_keys(kind, terms)
         except Exception as error:
             return [Verdict(node.name, _fault(error)) for node in self._nodes]
-        packing = case.kind.packing
+        packing = kind.packing
         spreads = request.blueprint.spec.placement.spread
         fit: list[tuple[tuple[float, ...], Verdict]] = []
         for node, name in enumerate(self._cluster.names):
@@ -222,7 +212,7 @@ class _Batch:
             score = (
                 ("failed before", late),
                 *((f"spread {spread.label}", count) for spread, count in zip(spreads, there, strict=True)),
-                *scores.parts(int(keys[node]), packing=packing, affinity=pull, worth=case.kind.shape.has_worth),
+                *scores.parts(int(keys[node]), packing=packing, affinity=pull, worth=kind.shape.has_worth),
             )
             rest = scores.below_affinity(int(keys[node]), packing=packing)
             fit.append(((late, *levels, -pull, rest), Verdict(name, score=score)))
@@ -232,31 +222,29 @@ class _Batch:
 
     # ── what a blueprint means here ──────────────────────────────────────────────────────────
 
-    def _case(self, blueprint: Blueprint) -> _Case:
-        known = self._cases.get(id(blueprint))
+    def _kind(self, blueprint: Blueprint) -> Kind:
+        known = self._kinds.get(id(blueprint))
         if known is None:
-            known = self._cases[id(blueprint)] = self._new_case(blueprint)
+            known = self._kinds[id(blueprint)] = self._new_kind(blueprint)
         return known
 
-    def _new_case(self, blueprint: Blueprint) -> _Case:
+    def _new_kind(self, blueprint: Blueprint) -> Kind:
         spec = blueprint.spec
         packing = (spec.placement.strategy or self._strategy) == "binpack"
         needs = rules.needs_of(blueprint.demand, self._cluster)
-        for dimension, _ in needs:
-            self._cluster.free_of(dimension)
+        shape = self._shapes.get((needs, packing))
+        if shape is None:
+            worths = self._worths(needs) if packing else None
+            shape = self._shapes[needs, packing] = Shape(self._cluster, needs, packing=packing, worths=worths)
         key = (
-            needs, packing, spec.image is None, spec.command is None,
+            packing, spec.image is None, spec.command is None,
             tuple(constraint.text for constraint in blueprint.constraints), tuple(spec.placement.max_per),
         )  # fmt: skip
-        kind = self._kinds.get(key)
-        if kind is None:
-            allowed = rules.allowed(self._cluster, blueprint)
-            shape = self._shapes.get((needs, packing))
-            if shape is None:
-                worths = self._worths(needs) if packing else None
-                shape = self._shapes[needs, packing] = Shape(self._cluster, needs, packing=packing, worths=worths)
-            kind = self._kinds[key] = Kind(shape, allowed, self._wanted_labels() if packing else ())
-        return _Case(kind, needs, kind.allowed)
+        ground = self._grounds.get(key)
+        if ground is None:
+            wanted = self._wanted_labels() if packing else None
+            ground = self._grounds[key] = Ground(rules.allowed(self._cluster, blueprint), wanted)
+        return Kind(shape, ground)
 
     def _worths(self, needs: Needs) -> Mapping[str, Worth]:
         """What the named resources that are asked for are worth, to those that have or want some of them."""

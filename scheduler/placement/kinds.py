@@ -1,13 +1,14 @@
 """What each node is worth to a replica: kept from batch to batch, renewed where something has changed.
 
 A *shape* is a demand under a strategy; services of one shape look at what is free with the same eyes, so they share one
-array of keys, brought up to date from what the cluster says has changed. A *kind* is a shape with the nodes that its
-rules allow.
+array of keys, brought up to date from what the cluster says has changed. The nodes that a set of rules allows are its
+*ground*, and a *kind* is a shape on a ground.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Shape:
         self._cpu, self._memory = (
             next((amount for name, amount in needs if name == dimension), 0) for dimension in ("cpu", "memory")
         )
+        self._cpu_view, self._memory_view = cluster.views["cpu"], cluster.views["memory"]
+        self._per_cpu_view, self._per_memory_view = cluster.per_cpu.data, cluster.per_memory.data
         self._cpu_0d, self._memory_0d = np.array(self._cpu), np.array(self._memory)
         self._others = [(cluster.free_of(name), amount) for name, amount in needs if name not in ("cpu", "memory")]
         asked = {name for name, _ in needs}
@@ -115,68 +118,72 @@ class Shape:
         """The same for one node, without what arrays cost."""
         if self._unasked or self._others:
             return int(self.keys_of(np.array([node]))[0])
-        cluster = self._cluster
-        cpu, memory = cluster.cpu_view[node] - self._cpu, cluster.memory_view[node] - self._memory
+        cpu, memory = self._cpu_view[node] - self._cpu, self._memory_view[node] - self._memory
         if (cpu < 0 and self._cpu) or (memory < 0 and self._memory):
             return NEVER
         cpu_share, memory_share = (
-            max(cpu, 0) * cluster.per_cpu_view[node],
-            max(memory, 0) * cluster.per_memory_view[node],
+            max(cpu, 0) * self._per_cpu_view[node],
+            max(memory, 0) * self._per_memory_view[node],
         )
         return (scores.pack_key if self.packing else scores.spread_key)(cpu_share, memory_share)
 
     def room(self, nodes: Ints) -> Ints:
         """How many replicas fit on each of these nodes, by what they use up."""
-        room = np.full(nodes.size, NEVER)
-        for dimension, amount in self.needs:
-            np.minimum(room, self._cluster.free[dimension].take(nodes) // amount, out=room)
-        return room
+        rooms = [self._cluster.free[dimension].take(nodes) // amount for dimension, amount in self.needs]
+        return reduce(np.minimum, rooms) if rooms else np.full(nodes.size, NEVER)
 
     def room_of(self, node: int) -> int:
         """The same for one node."""
-        return min(int(self._cluster.free[dimension][node]) // amount for dimension, amount in self.needs)
+        views = self._cluster.views
+        return min((views[dimension][node] // amount for dimension, amount in self.needs), default=NEVER)
 
 
-class Kind:
-    """A shape, and the nodes that the rules allow."""
+class Ground:
+    """The nodes that a set of rules allows, and for binpack how much each of them is wanted by others."""
 
-    def __init__(self, shape: Shape, allowed: Mask, wanted: Sequence[Mask] = ()) -> None:
-        self.shape = shape
-        self.needs = shape.needs
-        self.packing = shape.packing
+    def __init__(self, allowed: Mask, wanted: Sequence[Mask] | None = None) -> None:
+        """`wanted`: with binpack, the nodes that will do for each set of constraints in the batch."""
         self.allowed = allowed
-        self.fills = shape.fills
-        self.cut = -1
-        """How bad the worst of the nodes was that were looked at the last time."""
-        fixed = np.where(allowed, 0, NEVER)
-        if self.packing:
-            fixed |= _spared_labels(allowed, wanted)
-        self._fixed = fixed if fixed.any() else None
-        self._fixed_view = fixed.data
-
-    def keys(self) -> Ints:
-        """What every node is worth to a first replica of a service without affinities. Whoever writes, renews."""
-        keys = self.shape.keys()
-        return keys if self._fixed is None else keys | self._fixed
-
-    def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
-        """The same for some nodes, with so many replicas of this kind put there before; `NEVER` where none fits."""
-        keys = self.shape.keys_of(nodes, earlier)
-        return keys if self._fixed is None else keys | self._fixed.take(nodes)
-
-    def key_of(self, node: int) -> int:
-        """The same for one node, without what arrays cost."""
-        return self.shape.key_of(node) | self._fixed_view[node]
+        keys = np.where(allowed, 0, NEVER)
+        if wanted:
+            keys |= _spared_labels(allowed, wanted)
+        self.keys = keys if keys.any() else None
+        """What to add (by or) to the keys of a shape; None: nothing."""
+        self.view = keys.data
 
 
 def _spared_labels(allowed: Mask, wanted: Sequence[Mask]) -> Ints:
-    """How much each node is needed for its labels: by others that few nodes will do for, and this kind is not one of.
-
-    `wanted`: the nodes that will do, for each set of constraints in the batch.
-    """
+    """How much each node is needed for its labels: by others that few nodes will do for, and that want more of it."""
     spared = np.zeros(allowed.size)
     for others in wanted:
         share = others.sum() / max(others.size, 1)
         if share <= scores.SCARCE and not np.all(others | ~allowed):
             spared += others * (1 - share)
     return scores.spared_labels(spared)
+
+
+class Kind:
+    """A shape on its ground."""
+
+    def __init__(self, shape: Shape, ground: Ground) -> None:
+        self.shape = shape
+        self.ground = ground
+        self.needs = shape.needs
+        self.packing = shape.packing
+        self.fills = shape.fills
+        self.cut = -1
+        """How bad the worst of the nodes was that were looked at the last time."""
+
+    def keys(self) -> Ints:
+        """What every node is worth to a first replica of a service without affinities. Whoever writes, renews."""
+        keys, ground = self.shape.keys(), self.ground.keys
+        return keys if ground is None else keys | ground
+
+    def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
+        """The same for some nodes, with so many replicas of this kind put there before; `NEVER` where none fits."""
+        keys, ground = self.shape.keys_of(nodes, earlier), self.ground.keys
+        return keys if ground is None else keys | ground.take(nodes)
+
+    def key_of(self, node: int) -> int:
+        """The same for one node, without what arrays cost."""
+        return self.shape.key_of(node) | self.ground.view[node]
