@@ -136,7 +136,10 @@ class Cluster:
 
     def settle(self, service: str, nodes: Ints) -> None:
         """Replicas of the service stay on these nodes, one for each mention."""
-        self._staying(service).append(nodes)
+        known = self._staying(service)
+        known.append(nodes)
+        if len(known) > RECENT:
+            known[:] = [np.concatenate(known)]
 
     def _staying(self, service: str) -> list[Ints]:
         if service not in self._replicas:

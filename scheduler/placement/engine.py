@@ -120,9 +120,8 @@ class _Batch:
 
     def _there(self, request: Request, kind: Kind, count: int) -> Ints:
         """On the one node that will do."""
-        assert request.only is not None
-        node = self._cluster.position[request.only]
-        if reasons.why_not_there(self._cluster, request, kind.needs, node, self._holder):
+        node = self._cluster.position.get(request.only or "")
+        if node is None or reasons.why_not_there(self._cluster, request, kind.needs, node, self._holder):
             return np.zeros(0, np.int64)
         pick = np.array([node])
         self._cluster.take(kind.needs, pick)
@@ -148,7 +147,7 @@ class _Batch:
         for cap in terms.caps:
             nodes &= cap.left[cap.groups] > 0
         if request.only is not None:
-            nodes &= np.arange(self._cluster.size) == self._cluster.position[request.only]
+            nodes &= np.arange(self._cluster.size) == self._cluster.position.get(request.only, -1)
         chosen = self._victims.choose(request.service, _priority(request), kind.needs, nodes, terms.last)
         if chosen is None:
             return None

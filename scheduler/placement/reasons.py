@@ -18,19 +18,24 @@ Holder = Callable[[int, str], str]
 
 def why_not(cluster: Cluster, request: Request, needs: Needs, holder: Holder) -> Iterator[str]:
     """For each node why it will not do for a request; empty where it would."""
-    own = cluster.own(request.service)
+    own = _counted(cluster, request)
     for node, name in enumerate(cluster.names):
-        yield (
-            _elsewhere(request, name)
-            or barred(cluster, request.blueprint, node)
-            or full(cluster, needs, node, holder)
-            or (too_many(cluster, request, own, node) if own is not None else "")
-        )
+        yield _elsewhere(cluster, request, name) or _there(cluster, request, needs, own, node, holder)
 
 
 def why_not_there(cluster: Cluster, request: Request, needs: Needs, node: int, holder: Holder) -> str:
     """The same for one node."""
-    own = cluster.own(request.service)
+    return _there(cluster, request, needs, _counted(cluster, request), node, holder)
+
+
+def _counted(cluster: Cluster, request: Request) -> Ints | None:
+    """The replicas of the service on each node, if there is a limit to them."""
+    placement = request.blueprint.spec.placement
+    limited = placement.max_per_node is not None or placement.max_per
+    return cluster.own(request.service) if limited else None
+
+
+def _there(cluster: Cluster, request: Request, needs: Needs, own: Ints | None, node: int, holder: Holder) -> str:
     return (
         barred(cluster, request.blueprint, node)
         or full(cluster, needs, node, holder)
@@ -38,10 +43,12 @@ def why_not_there(cluster: Cluster, request: Request, needs: Needs, node: int, h
     )
 
 
-def _elsewhere(request: Request, node: str) -> str:
+def _elsewhere(cluster: Cluster, request: Request, node: str) -> str:
     if request.only in (None, node):
         return ""
-    return f"its volumes are on {request.only}" if request.blueprint.spec.volumes else f"is for {request.only} only"
+    if not request.blueprint.spec.volumes:
+        return f"is for {request.only} only"
+    return f"its volumes are on {request.only}" + ("" if request.only in cluster.position else ", which is not there")
 
 
 def barred(cluster: Cluster, blueprint: Blueprint, node: int) -> str:
