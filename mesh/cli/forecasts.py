@@ -8,6 +8,7 @@ from typing import Any
 
 from mesh import console, units
 from mesh.model import Slot
+from mesh.scheduler import placement
 from mesh.scheduler.cluster import Cluster, Replica, Room
 from mesh.scheduler.forecast import Forecast, Waiting
 from mesh.scheduler.sentences import listed, size_text
@@ -33,10 +34,9 @@ def forecast_json(cluster: Cluster, outcome: Forecast, warnings: Sequence[str]) 
 
 def warnings(cluster: Cluster) -> list[str]:
     """What will hardly be meant, but stops nothing."""
-    labels = {label for site in cluster.sites.values() if not site.lost for label in site.attributes}
-    return [f"{name}: placement.spread: no node has the label {spread.label!r}"
-            for name, service in sorted(cluster.services.items()) if service.blueprint
-            for spread in service.blueprint.spec.placement.spread if spread.label not in labels]  # fmt: skip
+    sites = [site for site in cluster.sites.values() if not site.lost]
+    return [f"{name}: {warning}" for name, service in sorted(cluster.services.items()) if service.blueprint
+            for warning in placement.warnings(service.blueprint, sites)]  # fmt: skip
 
 
 def waiting_json(waiting: Iterable[Waiting]) -> list[dict[str, Any]]:

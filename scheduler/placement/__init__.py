@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mesh.scheduler.placement.advice import warnings
 from mesh.scheduler.placement.model import Holding, Node, Placement, Refusal, Request, Verdict
 
-__all__ = ["Holding", "Node", "Placement", "Refusal", "Request", "Verdict", "explain", "place"]
+__all__ = ["Holding", "Node", "Placement", "Refusal", "Request", "Verdict", "explain", "place", "warnings"]
 
 
 def place(requests: Sequence[Request], nodes: Iterable[Node], strategy: str = "spread") -> list[Placement | Refusal]:
