@@ -43,6 +43,7 @@ class Tier:
     groups: Groups
     counts: Ints
     shares: Floats | None = None  # of each group in the one around it; None: all the same
+    label: str = ""
 
     def levels(self, group: Ints, rank: Ints | int = 0) -> Floats | Ints:
         """What a further replica in the group counts.

@@ -116,7 +116,7 @@ class _Batch:
         return []
 
     def _anywhere(self, run: Sequence[Request], kind: Kind) -> Ints:
-        return fill(self._cluster, kind, terms_of(self._cluster, run[0], kind.ground.allowed), len(run))
+        return fill(self._cluster, kind, terms_of(self._cluster, run[0]), len(run))
 
     def _there(self, request: Request, kind: Kind, count: int) -> Ints:
         """On the one node that will do."""
@@ -140,7 +140,7 @@ class _Batch:
             self._victims = Victims(self._cluster, evictable(self._nodes))
         if not self._victims.holdings:
             return None
-        terms = terms_of(self._cluster, request, kind.ground.allowed)
+        terms = terms_of(self._cluster, request)
         nodes = kind.ground.allowed.copy()
         if terms.own is not None and terms.max_per_node is not None:
             nodes &= terms.own < terms.max_per_node
@@ -193,12 +193,11 @@ class _Batch:
         try:
             kind = self._kind(request.blueprint)
             refused = list(reasons.why_not(self._cluster, request, kind.needs, self._holder))
-            terms = terms_of(self._cluster, request, kind.ground.allowed)
+            terms = terms_of(self._cluster, request)
             keys = first_keys(kind, terms)
         except Exception as error:
             return [Verdict(node.name, _fault(error)) for node in self._nodes]
         packing = kind.packing
-        spreads = request.blueprint.spec.placement.spread
         fit: list[tuple[tuple[float, ...], Verdict]] = []
         for node, name in enumerate(self._cluster.names):
             if refused[node]:
@@ -210,7 +209,7 @@ class _Batch:
             late = float(node in terms.last)
             score = (
                 ("failed before", late),
-                *((f"spread {spread.label}", count) for spread, count in zip(spreads, there, strict=True)),
+                *((f"spread {tier.label}", count) for tier, count in zip(terms.tiers, there, strict=True)),
                 *scores.parts(int(keys[node]), packing=packing, affinity=pull, worth=kind.shape.has_worth),
             )
             rest = scores.below_affinity(int(keys[node]), packing=packing)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from mesh.scheduler.placement.batch import Cap, Terms, Tier
-from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints, Mask
+from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.model import Request
 from mesh.scheduler.placement.rules import holds
 from mesh.spec.placement import Spread
 
 
-def terms_of(cluster: Cluster, request: Request, allowed: Mask) -> Terms:
+def terms_of(cluster: Cluster, request: Request) -> Terms:
     """What a request asks for beyond its demand and its fixed rules."""
     placement = request.blueprint.spec.placement
     own = cluster.own(request.service)
@@ -23,7 +23,7 @@ def terms_of(cluster: Cluster, request: Request, allowed: Mask) -> Terms:
         max_per_node=placement.max_per_node,
         affinity=affinity,
         to_itself=to_itself,
-        tiers=tiers_of(cluster, placement.spread, own, allowed),
+        tiers=tiers_of(cluster, placement.spread, own),
         caps=[_cap(cluster, label, most, own) for label, most in placement.max_per.items()],
         last=np.array([cluster.position[node] for node in sorted(request.avoid) if node in cluster.position], np.int64),
     )
@@ -47,19 +47,55 @@ def _affinity(cluster: Cluster, request: Request) -> tuple[Ints | None, int]:
     return total, to_itself
 
 
-def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None, allowed: Mask) -> list[Tier]:
-    """A tier for each spread label, each inside the one before."""
+def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None) -> list[Tier]:
+    """A tier for each spread label, each inside the one before.
+
+    One with targets has a tier around it: the named values by their shares, and all others as one, by the rest. So what
+    is named gets what it should have, however many others share the rest.
+    """
     tiers: list[Tier] = []
-    for depth, spread in enumerate(spreads):
-        groups = groups_of(cluster, tuple(outer.label for outer in spreads[: depth + 1]))
-        counts = np.zeros(groups.size, np.int64)
-        if own is not None:
-            np.add.at(counts, groups.of, own)
-        around = tiers[-1].groups if tiers else None
-        tiers.append(
-            Tier(groups, counts, _shares(cluster, spread, groups, around, allowed) if spread.targets else None)
-        )
+    labels: tuple[str, ...] = ()
+    for spread in spreads:
+        if spread.targets:
+            labels = (*labels, _by_targets(cluster, spread))
+            groups = groups_of(cluster, labels)
+            tiers.append(
+                Tier(groups, _counts(groups, own), _shares(cluster, spread, groups), f"{spread.label} targets")
+            )
+        labels = (*labels, spread.label)
+        groups = groups_of(cluster, labels)
+        if not spread.targets or groups.size > tiers[-1].groups.size:
+            tiers.append(Tier(groups, _counts(groups, own), label=spread.label))
     return tiers
+
+
+def _by_targets(cluster: Cluster, spread: Spread) -> str:
+    """A label that has the values with a target, and one value for all others."""
+    name = " ".join([spread.label, *spread.targets])  # no label has a space in its name
+    label, named = cluster.label(spread.label), list(spread.targets)
+    codes = [named.index(value) if value in spread.targets else len(named) for value in label.values]
+    cluster.set_label(name, [*named, ""], np.array([*codes, -1], np.int64)[label.codes])
+    return name
+
+
+def _shares(cluster: Cluster, spread: Spread, groups: Groups) -> Floats:
+    """The share of each group in the one around it."""
+    shares = [
+        *spread.targets.values(),
+        max(0.0, 1.0 - sum(spread.targets.values())),
+        1.0,
+    ]  # the last: without the label
+    code = np.zeros(groups.size, np.int64)
+    code[groups.of] = cluster.label(_by_targets(cluster, spread)).codes
+    return np.array(shares)[code]
+
+
+def _counts(groups: Groups, own: Ints | None) -> Ints:
+    """The replicas of the service in each group."""
+    counts = np.zeros(groups.size, np.int64)
+    if own is not None:
+        np.add.at(counts, groups.of, own)
+    return counts
 
 
 def groups_of(cluster: Cluster, labels: tuple[str, ...]) -> Groups:
@@ -72,25 +108,6 @@ def groups_of(cluster: Cluster, labels: tuple[str, ...]) -> Groups:
         missing = label.codes[first] < 0
         known = cluster.groups[labels] = Groups(of, first.size, missing if missing.any() else None)
     return known
-
-
-def _shares(cluster: Cluster, spread: Spread, groups: Groups, around: Groups | None, allowed: Mask) -> Floats:
-    """The share of each group in the one around it, as the targets say.
-
-    What they leave is shared evenly among the values that they do not name and some node has that will do.
-    """
-    label = cluster.label(spread.label)
-    value, outer, present = np.zeros((3, groups.size), np.int64)
-    value[groups.of] = label.codes
-    outer[groups.of] = 0 if around is None else around.of
-    present[groups.of[allowed]] = 1
-    unnamed = np.array([code >= 0 and label.values[code] not in spread.targets for code in value], bool)
-    rest = max(0.0, 1.0 - sum(spread.targets.values()))
-    even = rest / np.maximum(np.bincount(outer, unnamed & (present > 0))[outer], 1)
-    return np.array([
-        spread.targets.get(label.values[code], share) if code >= 0 else 1.0
-        for code, share in zip(value, even, strict=True)
-    ])  # fmt: skip
 
 
 def _cap(cluster: Cluster, label: str, most: int, own: Ints | None) -> Cap:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mesh.scheduler.placement import Node, Request
 from mesh.scheduler.placement.worth import Use, Worth
+from mesh.spec.placement import Spread
 
 WHOLE = 2**28 - 1
 
@@ -21,7 +22,7 @@ def greedy(requests: Sequence[Request], nodes: Sequence[Node], strategy: str) ->
     for at in sorted(range(len(requests)), key=lambda at: -requests[at].blueprint.spec.placement.priority):
         request = requests[at]
         fit = [node for node in sorted(nodes, key=lambda node: node.name) if world.allows(request, node)]
-        best = min(fit, key=lambda node: world.rank(request, node, fit_labels(request, nodes), strategy), default=None)
+        best = min(fit, key=lambda node: world.rank(request, node, strategy), default=None)
         answers[at] = best.name if best else None
         if best:
             world.take(request, best)
@@ -100,7 +101,7 @@ class _World:
             if all(node.attributes.get(label) == other.attributes.get(label) for label, other in like.items())
         )
 
-    def rank(self, request: Request, node: Node, eligible: Sequence[Node], strategy: str) -> tuple[float | str, ...]:
+    def rank(self, request: Request, node: Node, strategy: str) -> tuple[float | str, ...]:
         placement = request.blueprint.spec.placement
         packing = (placement.strategy or strategy) == "binpack"
         own = self.own[request.service, node.name]
@@ -110,7 +111,7 @@ class _World:
         if set(request.blueprint.demand.resources) & self.worths.keys():
             empty = self.lost(request, node)
         wishes = (*self.spared(request, node), empty, own) if packing else (own, full)
-        levels = self.levels(request, node, eligible)
+        levels = self.levels(request, node)
         return (node.name in request.avoid, *levels, -self.pull(request, node), *wishes, node.name)
 
     def lost(self, request: Request, node: Node) -> int:
@@ -127,27 +128,31 @@ class _World:
         share = lost / count + empty / (2 + count) * 0.01 + 1.0
         return math.floor(min(max(share * (WHOLE / 4), 0.0), WHOLE))
 
-    def levels(self, request: Request, node: Node, eligible: Sequence[Node]) -> list[float]:
+    def levels(self, request: Request, node: Node) -> list[float]:
         levels = []
         like: dict[str, Node] = {}
         for spread in request.blueprint.spec.placement.spread:
             outer = dict(like)
             like[spread.label] = node
-            there = self.count(request, like)
             value = node.attributes.get(spread.label)
-            unnamed = {
-                other.attributes[spread.label]
-                for other in eligible
-                if all(other.attributes.get(label) == node.attributes.get(label) for label in outer)
-                and other.attributes.get(spread.label, "") not in ("", *spread.targets)
-            }
-            rest = max(0.0, 1.0 - sum(spread.targets.values())) / max(len(unnamed), 1)
-            level = float(there)
+            missing = 1e15 if value is None else 0
             if spread.targets:
-                share = spread.targets.get(value, rest) if value is not None else 1.0
-                level = (there + 0.5) / share if share > 0 else there + 1e12
-            levels.append(level + (1e15 if value is None else 0))
+                others = value is not None and value not in spread.targets
+                there = self.unnamed(request, outer, spread) if others else self.count(request, like)
+                rest = max(0.0, 1.0 - sum(spread.targets.values()))
+                share = 1.0 if value is None else spread.targets.get(value, rest)
+                levels.append(missing + ((there + 0.5) / share if share > 0 else there + 1e12))
+            levels.append(float(self.count(request, like)) + missing)
         return levels
+
+    def unnamed(self, request: Request, outer: dict[str, Node], spread: Spread) -> int:
+        """Replicas of the service, inside the outer groups, on nodes whose value has no target of its own."""
+        return sum(
+            self.own[request.service, node.name]
+            for node in self.nodes
+            if all(node.attributes.get(label) == other.attributes.get(label) for label, other in outer.items())
+            and node.attributes.get(spread.label) not in (None, *spread.targets)
+        )
 
     def pull(self, request: Request, node: Node) -> int:
         total = 0

@@ -247,6 +247,29 @@ def test_a_new_release_of_a_volume_stays_where_it_is() -> None:
     assert answer.stopped == {("web", 1, "n2")}
 
 
+# ── spread ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("targets", "count", "expected"),
+    [
+        ({"a": "50%"}, 10, {"a": 5, "others": [1, 2, 2]}),
+        ({"a": 60}, 10, {"a": 6, "others": [1, 1, 2]}),
+        ({"a": "40%", "b": "20%"}, 5, {"a": 2, "b": 1, "others": [1, 1]}),
+        ({"a": "100%"}, 4, {"a": 4, "others": [0, 0, 0]}),
+    ],
+)
+def test_what_targets_name_gets_its_share_and_all_others_share_the_rest_evenly(
+    targets: dict[str, Any], count: int, expected: dict[str, Any]
+) -> None:
+    placement = {"spread": [{"label": "zone", "targets": targets}]}
+    answer = ask(zoned(*"abcd", "a"), {"web": web(count, cpu="100m", placement=placement)})
+    zones = dict(zip(("n1", "n2", "n3", "n4", "n5"), (*"abcd", "a"), strict=True))
+    found = Counter(zones[node] for node in answer.places.values())
+    assert {name: found[name] for name in targets} == {name: expected[name] for name in targets}
+    assert sorted(found[name] for name in "abcd" if name not in targets) == expected["others"]
+
+
 # ── scaling down ─────────────────────────────────────────────────────────────────────────────
 
 
