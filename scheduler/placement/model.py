@@ -52,7 +52,7 @@ class Node:
     attributes: Mapping[str, str] = field(default_factory=dict)
     holdings: Sequence[Holding] = ()
     barred: str = ""
-    added_up: list[Load] = field(default_factory=list, compare=False, repr=False)
+    added_up: list[Load] = field(default_factory=list, init=False, compare=False, repr=False)
     """Its load, once somebody has added it up: most nodes are the same from one batch to the next."""
 
 
