@@ -30,7 +30,7 @@ def ending(report: ReplicaReport | None) -> str:
 
 def size_text(size: int) -> str:
     """Bytes for reading: `1.2Gi`."""
-    for unit, scale in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+    for unit, scale in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
         if size >= scale:
             return f"{size / scale:.4g}{unit}"
     return str(size)
