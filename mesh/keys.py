@@ -30,6 +30,11 @@ class Keys:
         return f"{self.planned}leader"
 
     @property
+    def cluster(self) -> str:
+        """What the scheduler thinks of the nodes."""
+        return f"{self.planned}cluster"
+
+    @property
     def services(self) -> str:
         return f"{self.desired}services/"
 
@@ -56,6 +61,9 @@ class Keys:
 
     def scale(self, service: str) -> str:
         return f"{self.desired}scale/{service}"
+
+    def rollout(self, service: str) -> str:
+        return f"{self.desired}rollouts/{service}"
 
     def secret(self, name: str) -> str:
         return f"{self.desired}secrets/{name}"

@@ -8,7 +8,7 @@ Times are Unix seconds, durations seconds, CPU millicores, memory bytes.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -119,6 +119,26 @@ class NodePlan(Document, frozen=True, kw_only=True):
     """`<service>@<release>` → the release's spec, so that replicas of one release share one copy."""
 
 
+class NodeDoubt(Document, frozen=True, kw_only=True):
+    """Why a node is not as it should be, in the scheduler's eyes."""
+
+    state: str  # degraded | suspected | lost
+    why: str  # the sentence for a person
+    since: float = 0.0
+
+
+class ClusterPlan(Document, frozen=True, kw_only=True):
+    """`planned/cluster`, written by the scheduler: which nodes are doubtful, and why nothing is replaced, if so."""
+
+    format: int = FORMAT
+    frozen: str = ""
+    nodes: dict[str, NodeDoubt] = {}
+
+    def has_lost(self, node: str) -> bool:
+        """What it ran is replaced: nobody is sent there."""
+        return node in self.nodes and self.nodes[node].state == "lost"
+
+
 def spec_key(service: str, release: int) -> str:
     return f"{service}@{release}"
 
@@ -135,12 +155,13 @@ class Release(Document, frozen=True, kw_only=True):
     created: float = 0.0
     cause: str = ""
     good: bool = False  # once every replica of it was healthy: what a rollback goes back to
-    rollback_of: int = 0  # the release that failed, if this is a rollback
+    rollback_of: int = 0  # the release that failed or was taken back, if this is a rollback
 
 
 class RolloutState(StrEnum):
     IDLE = "idle"
     ROLLING = "rolling"
+    CANARY = "canary"  # a few replicas run beside all old ones, until they are promoted
     PAUSED = "paused"
     FAILED = "failed"
 
@@ -154,6 +175,8 @@ class Rollout(Document, frozen=True, kw_only=True):
     message: str = ""
     healthy: int = 0  # the most slots that have been healthy on this release
     progress: float = 0.0  # when `healthy` last grew
+    promote: bool = False  # an operator wants its canaries promoted as soon as all are healthy
+    promoted: bool = False  # its canaries were, or it needs none
 
 
 class SlotState(Document, frozen=True, kw_only=True):
@@ -222,6 +245,7 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     format: int = FORMAT
     service: str
     spec_index: int = 0  # of the wish that this answers: modify index of its key
+    command: int = 0  # modify index of the last `RolloutCommand` that was looked at
     kind: str = "service"
     vip: str = ""
     desired: int = 0
@@ -272,6 +296,7 @@ class NodeReport(Document, frozen=True, kw_only=True):
     node: str
     address: str
     admin: str = ""  # base URL of the agent's admin HTTP
+    probe: str = ""  # address:port where it answers probes over UDP
     version: str = ""  # of mesh
     runtime: str = ""
     attributes: dict[str, str] = {}  # arch, os, kernel, engine
@@ -282,7 +307,15 @@ class NodeReport(Document, frozen=True, kw_only=True):
     problems: list[str] = []  # ports taken, engine away, …: shown by `mesh nodes`
 
 
-# ── desired/nodes/<node>, desired/config ─────────────────────────────────────────────────────
+# ── desired/rollouts/<service>, desired/nodes/<node>, desired/config ─────────────────────────
+
+
+class RolloutCommand(Document, frozen=True, kw_only=True):
+    """What an operator wants of a rollout; the scheduler looks at each write once."""
+
+    action: Literal["pause", "resume", "promote", "abort", "undo"]
+    release: Annotated[int, msgspec.Meta(ge=0)] = 0  # it is meant for this one, the newest (0: whichever is)
+    to: Annotated[int, msgspec.Meta(ge=0)] = 0  # undo: the release that is to come back (0: the last good one)
 
 
 class NodeSettings(Document, frozen=True, kw_only=True):
@@ -290,6 +323,7 @@ class NodeSettings(Document, frozen=True, kw_only=True):
 
     availability: str = "active"  # active | pause | drain
     labels: dict[str, str] = {}
+    lost: int = 0  # `mesh confirm-loss`: modify index of the last report of the node that will not come back
 
 
 class Rebalance(Document, frozen=True, kw_only=True):
@@ -306,4 +340,5 @@ class ClusterConfig(Document, frozen=True, kw_only=True):
     domain: str = "cluster"
     vip_range: str = "10.96.0.0/16"
     strategy: str = "spread"  # spread | binpack
+    failure_detection: Literal["normal", "fast"] = "normal"
     rebalance: Rebalance | None = None  # None: nothing that runs is moved without need

@@ -35,6 +35,14 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """What an operator wants of a service's rollout; `index` of the key."""
+
+    wish: model.RolloutCommand
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node as its agent reported it; `held`: the agent's session is alive."""
 
@@ -51,11 +59,13 @@ class View:
     config: model.ClusterConfig = field(default_factory=model.ClusterConfig)
     wishes: Mapping[str, Wish] = field(default_factory=dict)
     scale: Mapping[str, int] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
     settings: Mapping[str, model.NodeSettings] = field(default_factory=dict)
     routes: Mapping[str, TableRoute] = field(default_factory=dict)
     plans: Mapping[str, model.ServicePlan] = field(default_factory=dict)
     node_plans: Mapping[str, model.NodePlan] = field(default_factory=dict)
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
+    cluster: model.ClusterPlan = field(default_factory=model.ClusterPlan)
     plan_indexes: Mapping[str, int] = field(default_factory=dict)
     """Modify index of every planned key, for compare-and-set."""
     problems: tuple[str, ...] = ()
@@ -168,6 +178,10 @@ def _scale(_: str, entry: Entry) -> int:
     return count
 
 
+def _command(_: str, entry: Entry) -> Command:
+    return Command(decode_document(entry.value, model.RolloutCommand), entry.modify_index)
+
+
 def _node(_: str, entry: Entry) -> NodeView:
     report = decode_document(entry.value, model.NodeReport)
     return NodeView(report, entry.session is not None, entry.modify_index)
@@ -180,11 +194,13 @@ class ViewReader:
         self._keys = keys
         self._wishes = _Decoded(keys.services, _wish)
         self._scale = _Decoded(keys.scale(""), _scale)
+        self._commands = _Decoded(keys.rollout(""), _command)
         self._settings = _Decoded(keys.node_settings(""), _document(model.NodeSettings))
         self._routes = _Decoded(keys.route(""), _route)
         self._plans = _Decoded(keys.planned_services, _document(model.ServicePlan))
         self._node_plans = _Decoded(keys.planned_nodes, _document(model.NodePlan))
         self._nodes = _Decoded(keys.observed_nodes, _node)
+        self._cluster = _Decoded(keys.planned, _document(model.ClusterPlan), only="cluster")
         self._config = _Decoded(keys.desired, _document(model.ClusterConfig), only="config")
 
     def read(self, entries: Mapping[str, Entry], index: int = 0) -> View:
@@ -195,11 +211,13 @@ class ViewReader:
             config=self._config.update(entries, problems, unreadable).get("config", model.ClusterConfig()),
             wishes=self._wishes.update(entries, problems, unreadable),
             scale=self._scale.update(entries, problems, unreadable),
+            commands=self._commands.update(entries, problems, unreadable),
             settings=self._settings.update(entries, problems, unreadable),
             routes=self._routes.update(entries, problems, unreadable),
             plans=self._plans.update(entries, problems, unreadable),
             node_plans=self._node_plans.update(entries, problems, unreadable),
             nodes=self._nodes.update(entries, problems, unreadable),
+            cluster=self._cluster.update(entries, problems, unreadable).get("cluster", model.ClusterPlan()),
             plan_indexes={key: entry.modify_index for key, entry in entries.items()
                           if key.startswith(self._keys.planned)},
             problems=tuple(problems),

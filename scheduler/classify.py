@@ -43,9 +43,14 @@ class Replica:
         unasked = self.state is ReplicaState.STOPPED and self.assignment.want is Want.RUN
         return unasked and exit is not None and exit.code == 0
 
+    @property
+    def must_move(self) -> bool:
+        """Off a drained node, or to a better one."""
+        return self.condition is Condition.DRAINING or bool(self.assignment.target)
+
     def fits(self, hash: str) -> bool:
-        """Of that release, on a node that may keep it, and not to be moved: it need not be replaced."""
-        return self.hash == hash and self.condition is not Condition.DRAINING and not self.assignment.target
+        """Of that release, and where it may stay: it need not be replaced."""
+        return self.hash == hash and not self.must_move
 
     def healthy(self, min_healthy: float, now: float) -> bool:
         """Ready for at least `min_healthy` seconds."""

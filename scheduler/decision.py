@@ -21,7 +21,7 @@ from mesh.scheduler.placement import Holding, Placement, Refusal, Request
 from mesh.scheduler.plan import MAX_PENDING, Story
 from mesh.scheduler.sentences import ending, listed
 from mesh.spec.service import Restart
-from mesh.view import Wish
+from mesh.view import Command, Wish
 
 PREEMPTED = "preempted by"
 """How the cause of an eviction begins."""
@@ -45,11 +45,13 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """All that a decision about one service looks at; `wish` None: it was deleted; `scale` overrides its replicas."""
+    """All that a decision about one service looks at; `wish` None: it was deleted; `scale` overrides its replicas;
+    `command`: what an operator wants of its rollout."""
 
     plan: ServicePlan
     wish: Wish | None
     scale: int | None
+    command: Command | None
     muster: Mapping[str, Sequence[Replica]]  # its replicas by node
     scene: Scene
 

@@ -14,7 +14,7 @@ from mesh.scheduler.classify import Replica
 from mesh.scheduler.decision import Decision, Scene
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
 from mesh.scheduler.placement import Node, Refusal, Request
-from mesh.view import View, Wish
+from mesh.view import Command, View, Wish
 
 Muster = Mapping[str, Sequence[Replica]]
 """A service's replicas by node."""
@@ -46,6 +46,7 @@ class Settled:
     plan: ServicePlan
     wish: Wish | None
     scale: int | None
+    command: Command | None
     muster: Muster
     watched_since: float
     until: float
@@ -59,6 +60,7 @@ class Settled:
             and self.plan is view.plans.get(name)
             and self.wish is view.wishes.get(name)
             and self.scale == view.scale.get(name)
+            and self.command is view.commands.get(name)
             and scene.now < self.until
             and self.watched_since == scene.watched_since
             and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
@@ -71,7 +73,7 @@ def settled(decision: Decision, muster: Muster) -> Settled | None:
         return None
     given, scene = decision.given, decision.given.scene
     until = min((at for at in decision.wake if at > scene.now), default=float("inf"))
-    known = Settled(decision, given.plan, given.wish, given.scale, muster, scene.watched_since, until)
+    known = Settled(decision, given.plan, given.wish, given.scale, given.command, muster, scene.watched_since, until)
     del decision.given  # the picture of then would be kept for as long as the decision is
     if decision.plan.kind == "global" or any(one.condition is Condition.GONE for one in given.replicas):
         return replace(known, hosts=scene.hosts, busy=scene.busy)

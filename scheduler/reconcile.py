@@ -165,7 +165,8 @@ class _Round:
                 self._decisions[name], self._settled[name] = known.decision, known
                 continue
             plan = view.plans.get(name) or ServicePlan(service=name)
-            given = Input(plan, view.wishes.get(name), view.scale.get(name), muster, self._scene)
+            wish, scale, command = view.wishes.get(name), view.scale.get(name), view.commands.get(name)
+            given = Input(plan, wish, scale, command, muster, self._scene)
             self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
 
     def _decided(self, given: Input) -> Decision:

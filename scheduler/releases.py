@@ -73,8 +73,7 @@ def prune(plan: ServicePlan, in_use: Collection[int]) -> ServicePlan:
     if len(plan.releases) <= 1:
         return plan
     needed = {*in_use, plan.releases[-1].number}
-    if (good := last_good(plan)) is not None:
-        needed.add(good.number)
+    needed.update(release.number for release in (last_good(plan), _wished(plan)) if release is not None)
     kept: list[Release] = []
     room = MAX_RELEASE_BYTES
     for release in reversed(plan.releases):

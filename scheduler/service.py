@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from mesh.model import Release, RolloutState, ServicePlan, Slot
-from mesh.scheduler import backoff, releases, rollout
+from mesh.model import Release, Rollout, RolloutState, ServicePlan, Slot
+from mesh.scheduler import backoff, commands, releases, rollout
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica, Seat
 from mesh.scheduler.cluster import Cluster, Room, Site
@@ -26,9 +26,11 @@ class ServiceDecision(Decision):
 
     def __init__(self, given: Input, plan: ServicePlan, buckets: Buckets, wish: Wish) -> None:
         super().__init__(given, plan)
+        self._obey_command()
         self._wish = wish
         self._newest = blueprint_of(plan.service, plan.releases[-1])
         self._goal: dict[Slot, Release] = {}
+        self._beside: dict[Slot, Release] = {}
         self.update(claims=[], runs=[], next_run=0.0)
         vacated = self._count_failures(buckets)
         seats, surplus = self._seats(buckets)
@@ -46,8 +48,8 @@ class ServiceDecision(Decision):
         self.plan = releases.publish(self.plan, blueprint, blueprint_of(self.plan.service, base) if base else None)
 
     def _leaving(self, replica: Replica) -> bool:
-        goal = self._goal.get(replica.slot)
-        return goal is None or not replica.fits(goal.hash)
+        kept = (self._goal.get(replica.slot), self._beside.get(replica.slot))
+        return not any(replica.fits(release.hash) for release in kept if release is not None)
 
     # ── who failed, and which slots there should be ──────────────────────────────────────────
 
@@ -149,6 +151,17 @@ class ServiceDecision(Decision):
 
     # ── the rollout ──────────────────────────────────────────────────────────────────────────
 
+    def _obey_command(self) -> None:
+        """What an operator wrote before the service had a release is not about this one."""
+        command = self.given.command
+        if command is None or command.index == self.plan.command:
+            return
+        if not self.given.plan.releases:
+            self.update(command=command.index)
+            return
+        self.plan, sentence = commands.obey(self.plan, command, self.given.scene.now)
+        self.story.tell(sentence, "", f"rollout@{command.index}")
+
     def _advance_rollout(self, seats: Sequence[Seat]) -> Blueprint:
         """Moves the rollout on; returns the blueprint of the release that the service should run from now on."""
         plan, now = self.plan, self.given.scene.now
@@ -164,10 +177,12 @@ class ServiceDecision(Decision):
             for seat in seats
             if seat.slot not in healthy and (str(seat.slot) in tried or seat.has(target.hash))
         ]  # fmt: skip
-        seen = rollout.Progress(len(healthy), len(seats), trying_since, self.given.scene.watched_since)
+        canaries = rollout.canaries(plan.rollout, update, len(seats), base)
+        seen = rollout.Progress(len(healthy), len(seats), trying_since, self.given.scene.watched_since, canaries)
         state, why = rollout.advance(plan.rollout, update, seen, now)
+        self._tell_of_canaries(state, seen)
         if why and base is not None and rollout.may_roll_back(update, target, base):
-            release = rollout.rollback(target, base, now)
+            release = rollout.rollback(target, base, now, f"release {target.number} failed")
             self.plan = releases.start(self.plan, release, now, f"release {target.number}: {why}; rolled back")
             self.story.tell(f"release {target.number} failed: {why}; rolling back to release {base.number}", "")
             return self._advance_rollout(seats)
@@ -181,9 +196,18 @@ class ServiceDecision(Decision):
                 state = msgspec.structs.replace(state, message=plan.rollout.message)
             self.plan = releases.mark_good(self.plan)
         self.update(rollout=state)
+        if state.promoted and not plan.rollout.promoted:
+            return self._advance_rollout(seats)
         deadline = rollout.next_deadline(state, update, seen)
         self.wake.extend([deadline] if deadline is not None else [])
         return blueprint
+
+    def _tell_of_canaries(self, state: Rollout, seen: rollout.Progress) -> None:
+        before, canaries = self.plan.rollout, f"release {state.release}: {_canaries(seen.canaries)}"
+        if state.promoted and not before.promoted:
+            self.story.tell(f"{canaries} healthy: promoted", "")
+        elif seen.tried and before.healthy < seen.canaries:
+            self.story.tell(f"{canaries} healthy: waits to be promoted", "")
 
     def _in_play(self, newest: Blueprint) -> list[Blueprint]:
         """The blueprints of all releases that run, or may be started."""
@@ -199,25 +223,34 @@ class ServiceDecision(Decision):
         if plan.rollout.state is RolloutState.IDLE or base is None:
             self._goal = {seat.slot: target for seat in seats}
             return
-        now = self.given.scene.now
-        inside = rollout.admitted(seats, plan.rollout, target, self.tried(target.hash), manner, now)
+        now, tried = self.given.scene.now, self.tried(target.hash)
+        count = rollout.canaries(plan.rollout, self._newest.spec.update, len(seats), base)
+        beside = count > 0 and manner.side_by_side
+        if beside:
+            inside = rollout.canary_slots(seats, plan.rollout, target, tried, count)
+        else:
+            inside = rollout.admitted(seats, plan.rollout, target, tried, manner, now, count or len(seats))
         numbered = {release.number: release for release in plan.releases}
         for seat in seats:
-            best = seat.best()
-            stays = base if best is None else numbered.get(best.assignment.release, base)
+            old = rollout.old_replica(seat, target, base)
+            stays = base if old is None else numbered.get(old.assignment.release, base)
             self._goal[seat.slot] = target if seat.slot in inside else stays
+            if beside and seat.slot in inside:
+                self._beside[seat.slot] = stays
 
     def _settle(self, seats: Sequence[Seat], manner: rollout.Manner, vacated: Mapping[Slot, str]) -> Moves:
         scene = self.given.scene
-        tried = {release.hash: self.tried(release.hash) for release in self._goal.values()}
-        retry_at = {
-            slot: backoff.retry_at(tried[goal.hash].get(str(slot)), scene.now) for slot, goal in self._goal.items()
-        }
-        moves = settle(seats, Rules(self._goal, manner, retry_at, vacated, scene.now))
+        in_play = (*self._goal.values(), *self._beside.values())
+        tried = {hash: self.tried(hash) for hash in {release.hash for release in in_play}}
+
+        def retry_at(slot: Slot, release: Release) -> float:
+            return backoff.retry_at(tried[release.hash].get(str(slot)), scene.now)
+
+        moves = settle(seats, Rules(self._goal, self._beside, manner, retry_at, vacated, scene.now))
         moved = {replica.slot: replica.assignment for seat in seats for replica in seat.live
                  if replica.assignment.target}  # fmt: skip
-        for slot, cause in moves.fill.items():
-            self.ask(slot, self._goal[slot], cause, moved=moved.get(slot))
+        for slot, (release, cause) in moves.fill.items():
+            self.ask(slot, release, cause, moved=moved.get(slot))
         for slot, why in moves.wait.items():
             self.wait(slot, self.explained(slot, why), vacated.get(slot, ""))
         for seat in seats:
@@ -230,9 +263,13 @@ class ServiceDecision(Decision):
     def _forget_old_failures(self, blueprint: Blueprint) -> None:
         """A slot's failures count until it has been well for long, has another goal, or is no more."""
         hashes = {release.number: release.hash for release in self.plan.releases}
-        goals = {str(slot): goal.hash for slot, goal in self._goal.items()}
-        same = {slot for slot, state in self.plan.slots.items() if hashes.get(state.release) == goals.get(slot)}
-        self.keep_failures(blueprint.spec.restart, same & goals.keys())
+        wanted = {(str(slot), release.hash) for kept in (self._goal, self._beside) for slot, release in kept.items()}
+        same = {slot for slot, state in self.plan.slots.items() if (slot, hashes.get(state.release)) in wanted}
+        self.keep_failures(blueprint.spec.restart, same)
+
+
+def _canaries(count: int) -> str:
+    return "its canary is" if count == 1 else f"its {count} canaries are"
 
 
 def _belongs(host: Host, blueprint: Blueprint, buckets: Buckets) -> bool:

@@ -2,12 +2,13 @@
 
 A slot has a *goal*: the release it should run. In a settled slot one replica of that release lives on a node that may
 keep it. A replica of another release, on a node that is drained, or marked to be moved, is outdated: start-first means
-that its successor must be healthy before it is told to stop.
+that its successor must be healthy before it is told to stop. Where a canary runs *beside* an old replica, neither makes
+way for the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh.model import Release, Slot
@@ -18,10 +19,11 @@ from mesh.scheduler.rollout import Manner
 
 @dataclass(slots=True)
 class Moves:
-    """What to do: whom to stop (id → cause), which slots to fill (slot → cause), which must wait (slot → why)."""
+    """What to do: whom to stop (id → cause), which slots to fill (slot → with which release, and the cause), which must
+    wait (slot → why)."""
 
     stop: dict[str, str] = field(default_factory=dict)
-    fill: dict[Slot, str] = field(default_factory=dict)
+    fill: dict[Slot, tuple[Release, str]] = field(default_factory=dict)
     wait: dict[Slot, str] = field(default_factory=dict)
     wake: list[float] = field(default_factory=list)
 
@@ -31,8 +33,9 @@ class Rules:
     """What the moves of one service must respect."""
 
     goal: Mapping[Slot, Release]
+    beside: Mapping[Slot, Release]  # of slots whose goal is tried by a canary: what the old replica runs
     manner: Manner
-    retry_at: Mapping[Slot, float]  # of slots that failed on their goal
+    retry_at: Callable[[Slot, Release], float]  # for slots that failed on that release
     vacated_by: Mapping[Slot, str]  # why a slot has just become empty: `web-1-6f3a failed`
     now: float
 
@@ -44,6 +47,11 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     surging = 0
     replaceable: list[tuple[Seat, Replica]] = []
     for seat in seats:
+        ripe = [replica.since + manner.min_healthy for replica in seat.live if replica.ready]
+        moves.wake.extend(at for at in ripe if at > now)
+        if seat.slot in rules.beside:
+            _keep_both(seat, rules, moves)
+            continue
         goal = rules.goal[seat.slot].hash
         fresh = sorted((replica for replica in seat.live if replica.fits(goal)), key=keep_first)
         outdated = sorted((replica for replica in seat.live if not replica.fits(goal)), key=keep_first)
@@ -57,8 +65,6 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             replaceable.append((seat, outdated[0]))
         elif not fresh and not seat.suspect:
             _fill(seat, rules, moves)
-        ripe = [replica.since + manner.min_healthy for replica in seat.live if replica.ready]
-        moves.wake.extend(at for at in ripe if at > now)
     available = sum(1 for seat in seats if seat.healthy(manner.min_healthy, now))
     for seat, old in sorted(replaceable, key=lambda pair: pair[1].ready):
         goes_away = old.hash == rules.goal[seat.slot].hash
@@ -70,12 +76,12 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
         elif surging < may.surge and not serves_nobody:
             surging += 1
-            _begin(seat, cause, rules, moves)
+            _begin(seat, rules.goal[seat.slot], cause, rules, moves)
         elif serves_nobody or is_spare:
             available -= old.healthy(manner.min_healthy, now)
             moves.stop[old.id] = cause
             if may.surge:
-                _begin(seat, cause, rules, moves)
+                _begin(seat, rules.goal[seat.slot], cause, rules, moves)
             else:
                 moves.wait[seat.slot] = f"waits until {old.id} has stopped"
     return moves
@@ -86,22 +92,35 @@ def _why_away(old: Replica) -> str:
     return f"drain of {old.node}" if drained else f"rebalanced to {old.assignment.target}"
 
 
+def _keep_both(seat: Seat, rules: Rules, moves: Moves) -> None:
+    """A canary and the old replica of its slot; the old one is replaced first if both are missing."""
+    old, new = rules.beside[seat.slot], rules.goal[seat.slot]
+    for release, cause in ((old, rules.vacated_by.get(seat.slot) or old.cause), (new, new.cause)):
+        held = sorted((one for one in (*seat.live, *seat.suspect) if one.hash == release.hash), key=keep_first)
+        moves.stop.update((extra.id, "its slot is taken") for extra in held[1:])
+        if not held and seat.slot not in moves.fill:
+            _begin(seat, release, cause, rules, moves)
+    others = (one for one in (*seat.live, *seat.suspect) if one.hash not in (old.hash, new.hash))
+    moves.stop.update((other.id, new.cause) for other in others)
+
+
 def _fill(seat: Seat, rules: Rules, moves: Moves) -> None:
     """An empty slot; without surge, not before the last one in it has ended."""
     if seat.stopping and not rules.manner.may.surge:
         moves.wait[seat.slot] = f"waits until {seat.stopping[0].id} has stopped"
     else:
-        _begin(seat, rules.vacated_by.get(seat.slot) or rules.goal[seat.slot].cause, rules, moves)
+        goal = rules.goal[seat.slot]
+        _begin(seat, goal, rules.vacated_by.get(seat.slot) or goal.cause, rules, moves)
 
 
-def _begin(seat: Seat, cause: str, rules: Rules, moves: Moves) -> None:
+def _begin(seat: Seat, release: Release, cause: str, rules: Rules, moves: Moves) -> None:
     """Asks for a replica, unless the slot still backs off."""
-    retry = rules.retry_at.get(seat.slot, rules.now)
+    retry = rules.retry_at(seat.slot, release)
     if retry > rules.now:
         moves.wake.append(retry)
         moves.wait[seat.slot] = "backs off after its last failure"
     else:
-        moves.fill[seat.slot] = cause
+        moves.fill[seat.slot] = (release, cause)
 
 
 def retire(surplus: Sequence[Seat], kept: Sequence[Seat], cause: str, *, all_at_once: bool) -> Moves:

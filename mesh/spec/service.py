@@ -191,11 +191,28 @@ class Update(Part):
     progress_deadline: Duration = 600.0
     """Without any progress for so long, the update has failed."""
     canary: CountOrShare = 0
-    """How many, or what share, of the new release to start before it must be promoted."""
+    """How many, or what share, of the new release start beside all old replicas, and wait to be promoted. `100%`:
+    blue/green."""
     auto_promote: bool = False
-    """Promote as soon as all canaries are healthy."""
+    """Promote as soon as all canaries are healthy, without being asked."""
     on_failure: Literal["rollback", "pause", "continue"] = "rollback"
     """What to do when the update fails."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_words(cls, value: object) -> object:
+        """Nomad's and Swarm's words for the same: `min_healthy_time`, `failure_action`, `auto_rollback`."""
+        if not isinstance(value, Mapping):
+            return value
+        body = {**value}
+        if isinstance(body.get("auto_rollback"), bool):
+            wanted = "rollback" if body.pop("auto_rollback") else "pause"
+            if not {"failure_action", "on_failure"} & body.keys():
+                body["on_failure"] = wanted
+        for other, ours in (("min_healthy_time", "min_healthy"), ("failure_action", "on_failure")):
+            if other in body and ours not in body:
+                body[ours] = body.pop(other)
+        return body
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:

@@ -84,7 +84,7 @@ def test_every_prefix_is_documented() -> None:
     mesh = keys.Keys()
     written = [
         mesh.service("<service>"), mesh.route("<name>"), mesh.node_settings("<node>"), mesh.config,
-        mesh.scale("<service>"), mesh.secret("<name>"), mesh.config_value("<name>"),
+        mesh.scale("<service>"), mesh.rollout("<service>"), mesh.secret("<name>"), mesh.config_value("<name>"),
         mesh.leader, mesh.service_plan("<service>"), mesh.node_plan("<node>"), mesh.node_report("<node>"),
     ]  # fmt: skip
     assert not [key for key in written if f"`{key}`" not in page]

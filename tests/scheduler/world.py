@@ -26,6 +26,7 @@ from mesh.model import (
     NodeSettings,
     ReplicaReport,
     ReplicaState,
+    RolloutCommand,
     ServicePlan,
     Want,
     may_follow,
@@ -36,7 +37,7 @@ from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec, parse_spec, trusted_spec
-from mesh.view import NodeView, View, Wish
+from mesh.view import Command, NodeView, View, Wish
 
 GI = 2**30
 
@@ -79,6 +80,7 @@ class World:
         self.settings: dict[str, NodeSettings] = {}
         self.wishes: dict[str, Wish] = {}
         self.scale: dict[str, int] = {}
+        self.commands: dict[str, Command] = {}
         self.config = ClusterConfig()
         self.plans: dict[str, ServicePlan] = {}
         self.node_plans: dict[str, NodePlan] = {}
@@ -119,6 +121,12 @@ class World:
             self.scale.pop(name, None)
         else:
             self.scale[name] = count
+        self._dirty = True
+
+    def command(self, action: Any, release: int = 0, to: int = 0, name: str = "web") -> None:
+        """Writes what an operator wants of a rollout."""
+        self.index += 1
+        self.commands[name] = Command(RolloutCommand(action=action, release=release, to=to), self.index)
         self._dirty = True
 
     def set_node(self, name: str, availability: str = "active", **labels: str) -> None:
@@ -242,6 +250,7 @@ class World:
             config=self.config,
             wishes=dict(self.wishes),
             scale=dict(self.scale),
+            commands=dict(self.commands),
             settings=dict(self.settings),
             plans=dict(self.plans),
             node_plans=dict(self.node_plans),

@@ -369,3 +369,19 @@ def test_the_schema_knows_the_notations() -> None:
 
 def test_every_part_forbids_what_it_does_not_know() -> None:
     assert all(part.model_config["extra"] == "forbid" and part.model_config["frozen"] for part in Part.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ({"min_healthy_time": "3s"}, {"min_healthy": "3s"}),
+        ({"auto_rollback": False}, {"on_failure": "pause"}),
+        ({"auto_rollback": True}, {}),
+        ({"auto_rollback": False, "failure_action": "continue"}, {"on_failure": "continue"}),
+    ],
+)
+def test_other_systems_words_for_an_update_mean_the_same(words: dict[str, Any], same: dict[str, Any]) -> None:
+    def update(body: dict[str, Any]) -> ServiceSpec:
+        return parse_spec({"name": "web", "image": "web:1", "update": body})
+
+    assert update(words) == update(same)
