@@ -21,11 +21,13 @@ import numpy as np
 
 from bench import traces
 from bench.placement import ours
-from bench.placement.mix import Mix, mixed, uniform
+from bench.placement.mix import Mix, in_rounds, mixed, uniform
 from bench.placement.ours import Placed, Timed
 from bench.placement.peers import Plain
 
 LOST = 0.1
+ROUND = 1024
+"""Services that are placed together, like beside like."""
 
 Scene = Callable[[str], Timed]
 """Something to measure under a strategy."""
@@ -42,11 +44,13 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
     print(f"{versions}, {options.nodes:,} nodes. Decisions only, one core.\n")
     mix, equals = mixed(options.nodes, options.replicas), uniform(options.nodes, 1000, 1000)
+    sorted_mix = in_rounds(mix, ROUND)
     kept = memory(mix)
     print("| what | strategy | replicas | CPU s, least | median | replicas/s | µs a batch, p50 | p99 | not placed |")
     print("|---|---|---|---|---|---|---|---|---|")
     scenes: dict[str, Scene] = {
-        f"service mix, {len(mix.services):,} services": lambda strategy: place(mix, strategy).timed,
+        f"{len(mix.services):,} services, one after the other": lambda strategy: place(mix, strategy).timed,
+        f"the same in rounds of {ROUND:,}": lambda strategy: place(sorted_mix, strategy).timed,
         "1,000 services of 1,000": lambda strategy: place(equals, strategy).timed,
         f"{LOST:.0%} of the nodes lost": lambda strategy: place(mix, strategy).lose(LOST),
         **azure(traces.folder(options.traces), options.nodes),

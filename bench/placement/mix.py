@@ -9,7 +9,7 @@ its replicas apart: at most 1 per node, or 4.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -120,6 +120,17 @@ def _sized(random: np.random.Generator, nodes: int, shapes: tuple[Ints, Ints], s
         rules=[np.ones(nodes, bool), *(random.random(nodes) < chance for chance in CHANCES)],
         services=services,
     )
+
+
+def in_rounds(mix: Mix, size: int) -> Mix:
+    """The same services, in each round of so many like beside like."""
+
+    def likeness(service: Service) -> tuple[int, int, bool, int]:
+        return service.shape, service.rule, service.spread, service.per_node or 0
+
+    services = [service for part in rounds(len(mix.services), size)
+                for service in sorted(mix.services[part.start : part.stop], key=likeness)]  # fmt: skip
+    return replace(mix, services=services)
 
 
 def rounds(count: int, size: int) -> Iterator[range]:

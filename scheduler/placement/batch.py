@@ -110,11 +110,12 @@ def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
 
 def first_keys(kind: Kind, terms: Terms) -> Ints:
     """What each node is worth to the next replica, but for spread labels. Whoever writes, renews."""
-    keys = kind.keys()
-    if terms.own is not None:
-        has = terms.own.nonzero()[0]
+    if terms.own is None:
+        keys = kind.keys()
+    else:
+        keys = kind.own_keys()
+        has = (terms.own > 0).nonzero()[0]
         own = terms.own[has]
-        keys = keys.copy()
         keys[has] |= scores.own_part(own, packing=kind.packing)
         if terms.max_per_node is not None:
             keys[has[own >= terms.max_per_node]] = NEVER

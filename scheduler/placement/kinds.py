@@ -179,6 +179,11 @@ class Kind:
         keys, ground = self.shape.keys(), self.ground.keys
         return keys if ground is None else keys | ground
 
+    def own_keys(self) -> Ints:
+        """The same, in an array of one's own."""
+        keys, ground = self.shape.keys(), self.ground.keys
+        return keys.copy() if ground is None else keys | ground
+
     def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
         """The same for some nodes, with so many replicas of this kind put there before; `NEVER` where none fits."""
         keys, ground = self.shape.keys_of(nodes, earlier), self.ground.keys
