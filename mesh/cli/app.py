@@ -16,6 +16,7 @@ from mesh.cli import (  # noqa: F401  (in the order of the help's panels)
     inspection,
     planning,
     replicas,
+    rollout,
     tools,
 )
 from mesh.cli.base import Failed

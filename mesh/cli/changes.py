@@ -75,14 +75,14 @@ def changes(mesh: Mesh, specs: Sequence[Spec], there: Mapping[str, Entry]) -> li
 
 def _change(spec: Spec, entry: Entry | None) -> Change:
     before = parsed(spec, entry) if entry is not None else None
-    fields = list(_differences("", before.canonical() if before else {}, spec.canonical()))
+    fields = list(differences("", before.canonical() if before else {}, spec.canonical()))
     if entry is None:
         return Change(spec, "created", fields)
     return Change(spec, "unchanged" if before == spec else "changed", fields)
 
 
-def _differences(path: str, before: Any, after: Any) -> Iterator[Field]:
-    """Objects and lists of objects are gone into; all else is a value."""
+def differences(path: str, before: Any, after: Any) -> Iterator[Field]:
+    """Where two values below `path` differ. Objects and lists of objects are gone into; all else is a value."""
     if before == after:
         return
     old, new = _parts(before), _parts(after)
@@ -91,7 +91,7 @@ def _differences(path: str, before: Any, after: Any) -> Iterator[Field]:
         return
     old, new = old or {}, new or {}
     for key in [*old, *(key for key in new if key not in old)]:
-        yield from _differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
+        yield from differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
@@ -107,10 +107,10 @@ def show(found: Sequence[Change]) -> None:
         sign, colour = _SIGNS[change.result]
         print(console.paint(console.printable(f"{sign} {label(change.spec)} ({change.result})"), colour), flush=True)
         for field in change.fields if change.result == "changed" else ():
-            _show_field(field)
+            show_field(field)
 
 
-def _show_field(field: Field) -> None:
+def show_field(field: Field) -> None:
     if field.before is None:
         text, colour = f"    + {field.path}: {_text(field.after)}", "green"
     elif field.after is None:

@@ -22,6 +22,7 @@ from mesh.model import (
     Slot,
     Want,
 )
+from mesh.scheduler.commands import waiting_canaries
 from mesh.spec.service import ServiceSpec
 from mesh.view import View
 
@@ -299,6 +300,8 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
     text = f"release {newest.number}: {here}/{wanted} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
+    if plan.rollout.state is RolloutState.CANARY:
+        return _canary_progress(plan)
     return Progress(text, done=settled and here >= wanted)
 
 
@@ -308,3 +311,12 @@ def _job_progress(status: ServiceStatus, release: int) -> Progress:
         return Progress(f"release {release}")
     faults = [f"run {run.number} {run.state}: {run.message}"] if run.message else []
     return Progress(f"run {run.number}: {run.text}", done=run.state == RunState.SUCCEEDED, faults=faults)
+def _canary_progress(plan: ServicePlan) -> Progress:
+    """It is done when all canaries are healthy: an operator comes next."""
+    canaries, healthy = waiting_canaries(plan), plan.rollout.healthy
+    text = f"release {plan.rollout.release}: {min(healthy, canaries)}/{canaries} canaries healthy"
+    if healthy < canaries or plan.rollout.promote:
+        return Progress(text)
+    return Progress(f"{text}; mesh rollout promote {plan.service} lets it take over", done=True)
+
+

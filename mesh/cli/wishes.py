@@ -116,7 +116,9 @@ def lost_targets(routes: Sequence[RouteSpec], services: Sequence[ServiceSpec], v
 
 
 async def remove(mesh: Mesh, services: Iterable[str], routes: Iterable[str]) -> None:
-    keys = [key for name in services for key in (mesh.keys.service(name), mesh.keys.scale(name))]
+    keys = [
+        key for name in services for key in (mesh.keys.service(name), mesh.keys.scale(name), mesh.keys.rollout(name))
+    ]
     keys += map(mesh.keys.route, routes)
     for start in range(0, len(keys), MAX_TXN_OPS):
         result = await mesh.store.txn([Op("delete", key) for key in keys[start : start + MAX_TXN_OPS]])
