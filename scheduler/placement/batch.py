@@ -321,23 +321,39 @@ def _lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Int
     view = keys.data
     (tier,) = terms.tiers
     lanes = tier.groups.lanes
-    levels = tier.levels(np.arange(len(lanes))).tolist()
-    heads = [_head(keys, lane) for lane in lanes]
+    levels: list[float] = tier.levels(np.arange(len(lanes))).tolist()
+    heads: dict[int, tuple[int, int] | None] = {}  # of groups that have been looked at
     chosen: list[int] = []
     for _ in range(count):
-        fit = [(level, *head, group) for group, (level, head) in enumerate(zip(levels, heads, strict=True)) if head]
-        if not fit:
+        best = _lowest(keys, lanes, levels, heads)
+        if best is None:
             break
-        *_, node, group = min(fit)
+        (_, node), group = best
         cluster.take_one(kind.needs, node, 1)
         chosen.append(node)
         if len(chosen) < count:
             own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
             view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
-            heads[group] = _head(keys, lanes[group])
-            levels[group] = tier.levels(np.array([group]), sum(tier.groups.of[one] == group for one in chosen)).item()
+            in_group = sum(1 for one in chosen if tier.groups.of[one] == group)
+            levels[group] = tier.levels(np.array([group]), in_group).item()
+            del heads[group]
     kind.shape.renew(chosen)
     return np.array(chosen, np.int64)
+
+
+def _lowest(
+    keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int] | None]
+) -> tuple[tuple[int, int], int] | None:
+    """The best key and its node, and their group, in the lowest level that has any."""
+    for level in sorted(set(levels)):
+        groups = [group for group, other in enumerate(levels) if other == level]
+        for group in groups:
+            if group not in heads:
+                heads[group] = _head(keys, lanes[group])
+        fit = [(head, group) for group in groups if (head := heads[group]) is not None]
+        if fit:
+            return min(fit)
+    return None
 
 
 def _head(keys: Ints, lane: Ints) -> tuple[int, int] | None:

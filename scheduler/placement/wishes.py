@@ -59,13 +59,11 @@ def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None) -> l
         if spread.targets:
             labels = (*labels, _by_targets(cluster, spread))
             groups = groups_of(cluster, labels)
-            tiers.append(
-                Tier(groups, _counts(groups, own), _shares(cluster, spread, groups), f"{spread.label} targets")
-            )
+            shares = _shares(cluster, spread, groups)
+            tiers.append(Tier(groups, _counts(groups, own), shares, f"{spread.label} targets"))
         labels = (*labels, spread.label)
         groups = groups_of(cluster, labels)
-        if not spread.targets or groups.size > tiers[-1].groups.size:
-            tiers.append(Tier(groups, _counts(groups, own), label=spread.label))
+        tiers.append(Tier(groups, _counts(groups, own), label=spread.label))
     return tiers
 
 
@@ -80,11 +78,8 @@ def _by_targets(cluster: Cluster, spread: Spread) -> str:
 
 def _shares(cluster: Cluster, spread: Spread, groups: Groups) -> Floats:
     """The share of each group in the one around it."""
-    shares = [
-        *spread.targets.values(),
-        max(0.0, 1.0 - sum(spread.targets.values())),
-        1.0,
-    ]  # the last: without the label
+    rest = max(0.0, 1.0 - sum(spread.targets.values()))
+    shares = [*spread.targets.values(), rest, 1.0]  # the last: of nodes without the label
     code = np.zeros(groups.size, np.int64)
     code[groups.of] = cluster.label(_by_targets(cluster, spread)).codes
     return np.array(shares)[code]
