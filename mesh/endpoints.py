@@ -15,8 +15,8 @@ from mesh.view import NodeView, View
 def build_table(view: View) -> Table:
     """What the data plane needs, of what is planned and observed.
 
-    A node whose session is gone keeps its endpoints as `suspect`: used only where no other answers,
-    until the scheduler has declared its replicas lost (they then are in no node's plan).
+    A node that is not `held` keeps its endpoints as `suspect`: used only where no other answers, until the scheduler
+    has given it up.
     """
     return TableBuilder()(view)
 
@@ -34,6 +34,8 @@ class TableBuilder:
     def __call__(self, view: View) -> Table:
         endpoints: dict[str, list[Endpoint]] = defaultdict(list)
         for node, seen in sorted(view.nodes.items()):
+            if view.cluster.has_lost(node):
+                continue
             for service, endpoint in self._node(node, seen, view.node_plans.get(node)):
                 endpoints[service].append(endpoint)
         services = {name: self._service(name, plan, endpoints.get(name, []))

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -20,8 +20,9 @@ import msgspec
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.keys import Keys
 from mesh.metrics import Family, Sample
-from mesh.model import NodePlan, ServicePlan
-from mesh.scheduler.hosts import Memory
+from mesh.model import ClusterPlan, NodePlan, ServicePlan
+from mesh.probing import Prober
+from mesh.scheduler.hosts import Hearing, Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.settings import SchedulerSettings
@@ -35,6 +36,9 @@ COALESCE = 0.01
 
 FULL_LOOK = 45.0
 """Seconds after which everything is read and reconciled again, whatever the watches said."""
+
+MISS_INTERVAL = 0.2
+"""Seconds between two looks at whether the leader is still heard."""
 
 MAX_TXN_BYTES = 350 * 1024
 """Of values in one transaction: Consul takes 512 KiB of JSON, in which they travel as base64."""
@@ -59,6 +63,13 @@ class Counters:
     writes: int = 0
     conflicts: int = 0
     terms: int = 0
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """The value of the lock's key: who holds it."""
+
+    name: str = ""
+    process: str = ""  # `host:pid`
 
 
 class SchedulerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,11 +101,25 @@ class Scheduler:
         self._new_id = new_id or (lambda: os.urandom(2).hex())
         self._counters = Counters()
         self._term: _Term | None = None
+        self._leader: Entry | None = None
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
+        self._prober = Prober(f"@{self._process}", clock=self._clock)
 
     async def run(self) -> None:
-        """Waits for the lead, leads until it is lost, and begins again."""
-        who = f"mesh-scheduler {self._settings.name} {socket.gethostname()}:{os.getpid()}"
-        value = msgspec.json.encode({"name": self._settings.name, "process": f"{socket.gethostname()}:{os.getpid()}"})
+        """Waits for the lead, leads until it is lost, and begins again. All the while it probes the nodes."""
+        tasks = Tasks()
+        tasks.spawn(self._prober.run(), "probes")
+        tasks.spawn(self._follow_nodes(), "nodes")
+        tasks.spawn(self._miss_leader(), "leader")
+        try:
+            await self._contend()
+        finally:
+            await tasks.close()
+            await self._prober.close()
+
+    async def _contend(self) -> None:
+        who = f"mesh-scheduler {self._settings.name} {self._process}"
+        value = msgspec.json.encode(Leader(self._settings.name, self._process))
         backoff = Backoff(1.0, 30.0)
         while True:
             async with lease.held(self._store, self._keys.leader, value, who, self._settings.session_ttl) as lock:
@@ -105,11 +130,48 @@ class Scheduler:
             else:
                 await backoff.sleep()
 
+    async def _follow_nodes(self) -> None:
+        """Tells the prober which nodes there are, and who leads: one that waits for the lead knows them all too."""
+        keys, reader = self._keys, ViewReader(self._keys)
+        entries: dict[str, Mapping[str, Entry]] = {}
+
+        async def watch(prefix: str) -> None:
+            async for change in self._store.watch(prefix):
+                entries[prefix] = change.entries
+                view = reader.read({key: entry for part in entries.values() for key, entry in part.items()})
+                self._leader = entries.get(keys.leader, {}).get(keys.leader)
+                who = _decoded_leader(self._leader).process
+                nodes = {name: seen.report.probe for name, seen in view.nodes.items()}
+                self._prober.follow(nodes, view.config.failure_detection, f"@{who}" if who != self._process else "")
+
+        async with asyncio.TaskGroup() as group:
+            for prefix in (keys.observed_nodes, keys.config, keys.leader):
+                group.create_task(watch(prefix))
+
+    async def _miss_leader(self) -> None:
+        """Ends the session of a leader that no node has heard for the time after which a node is given up.
+
+        It may live, cut off or asleep: then its writes are refused, for they carry its lock.
+        """
+        while True:
+            await asyncio.sleep(MISS_INTERVAL)
+            silence, entry = self._prober.leader_silence, self._leader
+            if self._term or silence is None or silence < self._prober.pace.give_up or entry is None:
+                continue
+            if entry.session is None:
+                continue
+            log.warning("no node has heard the leader for %.1f s, taking its lock: %s", silence, entry.value.decode())
+            try:
+                await self._store.destroy_session(entry.session)
+                self._leader = None
+            except StoreError as error:
+                log.warning("the silent leader's lock stays until its session ends: %s", error)
+
     async def _serve(self, lock: lease.Lock) -> bool:
         """Leads until the lock is lost; False if it failed, and another may fare better."""
         log.info("leads name=%s", self._settings.name)
         self._counters.terms += 1
-        self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id)
+        self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id, self._prober)
         try:
             await self._term.serve()
         except Exception:
@@ -150,6 +212,13 @@ class Scheduler:
         ]
 
 
+def _decoded_leader(entry: Entry | None) -> Leader:
+    try:
+        return msgspec.json.decode(entry.value, type=Leader) if entry else Leader()
+    except msgspec.DecodeError:
+        return Leader()
+
+
 def _gauge(name: str, text: str, value: float) -> Family:
     return Family(name, text, "gauge", [Sample(float(value))])
 
@@ -169,6 +238,7 @@ class _Term:
         counters: Counters,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        prober: Prober,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -176,6 +246,7 @@ class _Term:
         self._counters = counters
         self._clock = clock
         self._new_id = new_id
+        self._prober = prober
         self._reader = ViewReader(keys)
         self._changed = Signal()
         self._read: dict[str, Listing] = {}
@@ -189,6 +260,7 @@ class _Term:
         try:
             for prefix in (self._keys.desired, self._keys.observed_nodes):
                 tasks.spawn(self._watch(prefix), f"watch {prefix}")
+            tasks.spawn(self._hear(), "hear")
             leading = tasks.spawn(self._lead(), "lead")
             lost = tasks.spawn(self._lock.lost(), "lock lost")
             await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -204,6 +276,11 @@ class _Term:
             if prefix in self._read and change.index >= self._read[prefix].index:
                 self._read[prefix] = Listing(change.index, change.entries)
                 self._changed.set()
+
+    async def _hear(self) -> None:
+        while True:
+            await self._prober.news.wait()
+            self._changed.set()
 
     async def _lead(self) -> None:
         """Looks whenever something changed, a decision fell due, or a while has passed."""
@@ -242,7 +319,8 @@ class _Term:
         """Reconciles once and writes what changed; False if a write was refused."""
         view = self._view()
         started = time.perf_counter()
-        outcome = reconcile(view, self._clock(), self._new_id, self._memory, keys=self._keys)
+        hearing = Hearing(self._prober.sights, self._prober.pace)
+        outcome = reconcile(view, self._clock(), self._new_id, self._memory, hearing=hearing, keys=self._keys)
         self._counters.reconciles += 1
         self._counters.seconds += time.perf_counter() - started
         self._warn(view, outcome)
@@ -298,6 +376,7 @@ def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]
         *(_write(keys.node_plan(name), plan, view) for name, plan in sorted(outcome.nodes.items())),
         *(_remove(keys.node_plan(name), view) for name in sorted(outcome.removed_nodes)),
         *(_remove(keys.service_plan(name), view) for name in sorted(outcome.removed_services)),
+        *([_write(keys.cluster, outcome.cluster, view)] if outcome.cluster else []),
     ]
     batch: list[Op] = []
     size = 0
@@ -314,7 +393,7 @@ def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]
         yield batch
 
 
-def _write(key: str, plan: ServicePlan | NodePlan, view: View) -> Op:
+def _write(key: str, plan: ServicePlan | NodePlan | ClusterPlan, view: View) -> Op:
     return Op("cas", key, encode_document(plan), index=view.plan_indexes.get(key, 0))
 
 

@@ -1,7 +1,10 @@
 """Which nodes may be given work, and which are gone: suspected at once, given up after a confirmation.
 
-The leader's clock counts. What it remembers between two looks is a `Memory`; a new leader begins with an empty one,
-so it watches a silent node for the whole grace itself before it replaces anything.
+Direct probes say it first (`hearing`); the end of a node's session is the last word, and the only one on a node that
+no probe has ever reached. The leader's clock counts. What it remembers between two looks is a `Memory`; a new leader
+begins with an empty one, and watches a silent node for the whole grace itself, unless it has probed it all along.
+
+    active ─silent─► gone (suspected) ─confirmed─► lost ─heard─► active      what is wrong, and why: `doubts`
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from mesh.hearing import PACES, Pace, Sight, Sign
 from mesh.keys import Keys
-from mesh.model import Capacity, NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
+from mesh.model import Capacity, ClusterPlan, NodeDoubt, NodePlan, NodeReport, NodeSettings, ReplicaReport, ReplicaState
 from mesh.scheduler.sentences import listed
 from mesh.units import MAX_CPU, MAX_MEMORY, format_duration
 from mesh.view import NodeView, View
@@ -22,6 +28,18 @@ if TYPE_CHECKING:
 
 LOST_AFTER = 5.0
 """Seconds from the end of a node's session, which itself takes twice its TTL, until its replicas are replaced."""
+
+UP_GRACE = 45.0
+"""Seconds for which a host whose kernel answers is waited for when its agent does not, its session too being over:
+longer than an upgrade takes, or a stopped process (an agent that is continued finds all as it was)."""
+
+SAYS = {
+    Sign.ANSWERS: "is cut off from the store; it answers others, and what it runs serves on",
+    Sign.REFUSES: "runs no agent; what it runs may serve",
+    Sign.ACCEPTS: "takes connections and answers nothing: it is frozen, or its agent hangs",
+    Sign.DEAF: "sends, but nothing reaches it: a one-way fault",
+    Sign.SILENT: "does not answer",
+}
 
 NO_ROOM = Capacity()
 NO_SETTINGS = NodeSettings()
@@ -71,6 +89,12 @@ class Condition(StrEnum):
     LOST = "lost"  # given up: what it ran is replaced
 
 
+_SEVERITY = (*Condition,)
+"""Ordered: each allows less than the one before."""
+
+LOSSY = "many probes of it are lost: its network drops packets"
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """A node as the scheduler sees it."""
@@ -94,18 +118,55 @@ class Hosts:
     by_name: Mapping[str, Host]
     frozen: str
     give_up_at: float | None
+    cluster: ClusterPlan = field(default_factory=ClusterPlan)
+    """What is doubtful, for people and for every node's Table."""
 
 
-def remember(view: View, memory: Memory, now: float) -> Memory:
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What direct probes say of the nodes; nothing of those that were never heard."""
+
+    sights: Mapping[str, Sight] = field(default_factory=dict)
+    pace: Pace = PACES["normal"]
+
+    def sign(self, node: str) -> Sign | None:
+        sight = self.sights.get(node)
+        return sight.sign if sight else None
+
+    def is_silent(self, node: str, seen: NodeView | None) -> bool:
+        """It is to be suspected. One that refuses is not, as long as its session lives: its agent may be restarting."""
+        held = seen is not None and seen.held
+        match self.sign(node):
+            case None | Sign.REFUSES:
+                return not held
+            case Sign.ANSWERS:
+                return seen is None
+            case _:
+                return True
+
+    def give_up_at(self, node: str, gone: float, held: bool, lost_after: float) -> float:
+        """When a node that is silent since `gone` by our memory may be replaced at the earliest."""
+        sight = self.sights.get(node)
+        if sight is None or sight.sign is Sign.ANSWERS:
+            return gone + lost_after
+        if sight.sign in (Sign.REFUSES, Sign.ACCEPTS):
+            return float("inf") if held else max(gone + lost_after, sight.since + UP_GRACE)
+        return max(sight.since, gone - self.pace.suspect) + self.pace.give_up
+
+
+NO_HEARING = Hearing()
+
+
+def remember(view: View, memory: Memory, now: float, hearing: Hearing = NO_HEARING) -> Memory:
     """What has been seen by now."""
     gone = {node: memory.gone.get(node, now)
             for node in view.nodes.keys() | view.node_plans.keys()
-            if node not in view.nodes or not view.nodes[node].held}  # fmt: skip
+            if hearing.is_silent(node, view.nodes.get(node))}  # fmt: skip
     sightings = {
         name: _sighting(seen, view.node_plans.get(name), memory.sightings.get(name), now)
         for name, seen in view.nodes.items()
     }
-    braked = bool(_brake(view, _suspects(view, gone)))
+    braked = bool(_brake(view, _suspects(view, gone), gone))
     return Memory(
         since=now if memory.since is None else memory.since,
         braked=braked,
@@ -139,43 +200,85 @@ def _standing(replica: ReplicaReport, before: Standing | None, placed: float, no
     return before if before.ready == ready else Standing(ready, now)
 
 
-def survey(view: View, memory: Memory, now: float, lost_after: float, keys: Keys) -> Hosts:
+def survey(
+    view: View, memory: Memory, now: float, lost_after: float, keys: Keys, hearing: Hearing = NO_HEARING
+) -> Hosts:
     """The condition of every node.
 
     If more than half of the nodes vanish together, none of them is given up: the store, or the way to it, is the
     likelier culprit; and where no node is left, giving up would stop on its return what nobody had replaced.
-    When enough of them are back, the others have the whole grace again.
+    When enough of them are back, the others have the whole grace again. An operator who knows better confirms the loss.
     """
     suspects = _suspects(view, memory.gone)
     prefix = keys.observed_nodes
     unreadable = {key.removeprefix(prefix) for key in view.unreadable if key.startswith(prefix)}
-    frozen = _brake(view, suspects)
-    due = {
-        node: max(since, memory.calm_since) + lost_after
-        for node, since in suspects.items()
-        if node not in unreadable and not frozen
-    }
+    frozen = _brake(view, suspects, memory.gone)
+    due: dict[str, float] = {}
+    for node, since in suspects.items():
+        if node in unreadable:
+            continue
+        if _is_confirmed(view, node):
+            due[node] = now
+        elif not frozen:
+            held = node in view.nodes and view.nodes[node].held
+            due[node] = hearing.give_up_at(node, max(since, memory.calm_since), held, lost_after)
     before = memory.hosts
     hosts: dict[str, Host] = {}
+    doubts: dict[str, NodeDoubt] = {}
     for name in sorted(view.nodes.keys() | view.node_plans.keys() | unreadable):
         seen = view.nodes.get(name)
         settings = view.settings.get(name, NO_SETTINGS)
         report = seen.report if seen else None
+        sign = hearing.sign(name)
+        says = SAYS[sign if sign not in (None, Sign.ANSWERS) else Sign.SILENT]
+        since = memory.gone.get(name, now)
         if name in unreadable and seen is None:
             condition, why = Condition.GONE, "its report cannot be read by this version"
-        elif seen is not None and seen.held:
+        elif seen is not None and name not in memory.gone:
             condition, why = _availability(settings)
+            if not seen.held:
+                condition, why = max(condition, Condition.PAUSED, key=_SEVERITY.index), SAYS[Sign.ANSWERS]
+                doubts[name] = NodeDoubt(state="degraded", why=why)
+            elif sign is Sign.REFUSES:
+                doubts[name] = NodeDoubt(state="degraded", why=SAYS[sign])
+            elif name in hearing.sights and hearing.sights[name].lossy:
+                doubts[name] = NodeDoubt(state="degraded", why=LOSSY)
             why = why or memory.sightings[name].fault
+            if view.cluster.has_lost(name) and memory.sightings[name].strays:
+                doubts[name] = NodeDoubt(state="lost", why=f"is back, and {_stopping(memory.sightings[name].strays)}")
         elif name not in suspects or (name in due and now >= due[name]):
-            condition, why = Condition.LOST, "does not answer"
+            condition, why = Condition.LOST, says
+            doubts[name] = NodeDoubt(state="lost", why=f"{says}: what it ran is replaced")
         else:
             condition = Condition.GONE
-            why = "does not answer" + ("" if frozen else f", is given up after {format_duration(lost_after)}")
+            grace = due[name] - since if name in due else 0.0
+            soon = 0 < grace < float("inf")
+            why = f"{says}, is given up after {format_duration(round(grace, 1))}" if soon else says
+            doubts[name] = NodeDoubt(state="suspected", why=why)
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
-    give_up_at = min((at for at in due.values() if at > now), default=None)
-    if before is not None and (before.frozen, before.give_up_at) == (frozen, give_up_at) and _same(before, hosts):
+    give_up_at = min((at for at in due.values() if now < at < float("inf")), default=None)
+    cluster = ClusterPlan(frozen=frozen, nodes=_dated(doubts, view.cluster, now))
+    if (
+        before is not None
+        and (before.frozen, before.give_up_at, before.cluster) == (frozen, give_up_at, cluster)
+        and _same(before, hosts)
+    ):
         return before
-    return Hosts(hosts, frozen, give_up_at)
+    return Hosts(hosts, frozen, give_up_at, cluster)
+
+
+def _dated(doubts: Mapping[str, NodeDoubt], before: ClusterPlan, now: float) -> dict[str, NodeDoubt]:
+    """With the time since when each node is so."""
+    return {
+        name: replace(doubt, since=old.since if (old := before.nodes.get(name)) and old.state == doubt.state else now)
+        for name, doubt in doubts.items()
+    }
+
+
+def _is_confirmed(view: View, node: str) -> bool:
+    """An operator has said that this life of the node is over. When it returns it reports anew, and that lapses."""
+    seen = view.nodes.get(node)
+    return seen is not None and view.settings.get(node, NO_SETTINGS).lost == seen.index
 
 
 def _same(before: Hosts, hosts: Mapping[str, Host]) -> bool:
@@ -194,15 +297,19 @@ def _host(
     return Host(name, condition, report is not None, why, _room(report) if report else NO_ROOM, attributes, facts)
 
 
-def _brake(view: View, suspects: Collection[str]) -> str:
-    """Why no node may be given up now. A node that is drained was expected to go."""
-    silent = sorted(node for node in suspects if view.settings.get(node, NO_SETTINGS).availability != "drain")
-    living = sum(1 for node in view.nodes.values() if node.held)
+def _brake(view: View, suspects: Collection[str], gone: Collection[str]) -> str:
+    """Why no node may be given up now. One that is drained, or confirmed to be lost, was expected to go."""
+    silent = sorted(node for node in suspects if not _is_expected(view, node))
+    living = sum(1 for node in view.nodes if node not in gone)
     if len(silent) <= living:
         return ""
     if not living:
         return f"replacement is frozen: no node answers ({listed(silent)})"
     return f"replacement is frozen: {len(silent)} of {len(silent) + living} nodes vanished together ({listed(silent)})"
+
+
+def _is_expected(view: View, node: str) -> bool:
+    return view.settings.get(node, NO_SETTINGS).availability == "drain" or _is_confirmed(view, node)
 
 
 def _suspects(view: View, gone: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from mesh.model import Event, NodePlan, ServicePlan
+from mesh.model import ClusterPlan, Event, NodePlan, ServicePlan
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.sentences import listed
 
@@ -26,6 +26,7 @@ class Outcome:
     removed_nodes: frozenset[str] = frozenset()
     wake_at: float | None = None
     memory: Memory = field(default_factory=Memory)
+    cluster: ClusterPlan | None = None  # what is thought of the nodes, if that has changed
     frozen: str = ""  # why nothing is replaced, if so
     pending: int = 0  # slots without a replica
     faults: tuple[str, ...] = ()  # our own mistakes: services that were left as they are

@@ -22,7 +22,17 @@ from mesh.scheduler.allot import Allotment, allot, better
 from mesh.scheduler.blueprint import Blueprint, Demand, blueprint_or_none
 from mesh.scheduler.classify import classify
 from mesh.scheduler.decision import Decision, Input, Removal, Scene, Untouched
-from mesh.scheduler.hosts import LOST_AFTER, Condition, Host, Hosts, Memory, remember, survey
+from mesh.scheduler.hosts import (
+    LOST_AFTER,
+    NO_HEARING,
+    Condition,
+    Hearing,
+    Host,
+    Hosts,
+    Memory,
+    remember,
+    survey,
+)
 from mesh.scheduler.jobs import JobDecision
 from mesh.scheduler.look import Look, Muster, Settled, busy_nodes, musters, settled, tenancies
 from mesh.scheduler.placement import Holding, Node
@@ -52,6 +62,7 @@ def reconcile(
     new_id: Callable[[], str],
     memory: Memory = NO_MEMORY,
     *,
+    hearing: Hearing = NO_HEARING,
     lost_after: float = LOST_AFTER,
     keys: Keys = Keys(),  # noqa: B008 - immutable
 ) -> Outcome:
@@ -62,7 +73,8 @@ def reconcile(
         now: Unix seconds, by a clock that never jumps.
         new_id: four hex digits, to tell the replicas of a slot apart.
         memory: what this leader remembers (from the last `Outcome`).
-        lost_after: seconds from a node's silence to its replacement.
+        hearing: what direct probes say of the nodes.
+        lost_after: seconds from the end of a node's session to its replacement, where no probe tells more.
         keys: to tell what an unreadable key is about.
     """
     if blind := sorted(key for key in view.unreadable if key.startswith(keys.planned_nodes)):
@@ -70,8 +82,8 @@ def reconcile(
     unreadable = {key.removeprefix(keys.planned_services) for key in view.unreadable}
     planned, memory = rebalanced(view, memory, now)
     for _ in range(MAX_ROUNDS):
-        memory = remember(planned, memory, now)
-        hosts = survey(planned, memory, now, lost_after, keys)
+        memory = remember(planned, memory, now, hearing)
+        hosts = survey(planned, memory, now, lost_after, keys, hearing)
         one = _Round(planned, hosts, replace(memory, hosts=hosts), now, unreadable)
         planned, memory = one.carry_out(new_id)
         if not one.allotment.evictions:
@@ -83,6 +95,7 @@ def reconcile(
         removed_nodes=frozenset(view.node_plans.keys() - planned.node_plans.keys()),
         wake_at=_earliest(one.wake_at(), next_at(view.config.rebalance, memory), after=now),
         memory=memory,
+        cluster=hosts.cluster if hosts.cluster != view.cluster else None,
         frozen=hosts.frozen,
         pending=sum(len(plan.pending) for plan in planned.plans.values()),
         faults=tuple(one.faults),

@@ -41,9 +41,12 @@ from mesh.agent.vip_route import VipMode
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.dataplane.workers import Workers
 from mesh.endpoints import TableBuilder
+from mesh.hearing import Sign
 from mesh.keys import Keys
 from mesh.metrics import Family, Sample
 from mesh.model import Capacity, NodePlan, NodeReport, ReplicaReport
+from mesh.probing import Echo
+from mesh.probing import Prober as NodeProber
 from mesh.runtime import Facts, Runtime, RuntimeFault
 from mesh.runtime.health import Prober
 from mesh.settings import AgentSettings
@@ -82,8 +85,9 @@ class Agent:
         workers: Workers,
         *,
         problems: Sequence[str] = (),
+        echo: Echo | None = None,
     ) -> None:
-        """`problems`: what was found wrong with this node before it started."""
+        """`problems`: what was found wrong with this node before it started; `echo`: what answers probes of it."""
         self._settings = settings
         self._store = store
         self._runtime = runtime
@@ -110,6 +114,9 @@ class Agent:
         self._vip_range = ""
         self._build_table = TableBuilder()
         self._localise = Localiser("route", 1)
+
+        self._echo = echo
+        self._prober = NodeProber(settings.node, echo)
 
         self._route_secrets = RouteSecrets(store, self._keys, workers.give_secrets)
 
@@ -141,7 +148,7 @@ class Agent:
             for prefix in self._prefixes():
                 group.create_task(self._watch(prefix), name=f"watch {prefix}")
             for loop in (self._read_store, self._publish_tables, self._list_instances, self._hear_runtime,
-                         self._hear_workers, self._reporter.run):  # fmt: skip
+                         self._hear_workers, self._hear_nodes, self._prober.run, self._reporter.run):  # fmt: skip
                 group.create_task(loop(), name=loop.__name__)
 
     async def close(self, *, leave: bool = False) -> None:
@@ -151,6 +158,7 @@ class Agent:
         await self._tasks.close()
         await self._route_secrets.close()
         await self._probes.close()
+        await self._prober.close()
         await self._reporter.close(leave=leave)
 
     async def remove_all(self, grace: float) -> None:
@@ -264,8 +272,8 @@ class Agent:
 
     def _prefixes(self) -> list[str]:
         keys = self._keys
-        return [keys.node_plan(self._settings.node), keys.planned_services, keys.observed_nodes, keys.config,
-                keys.route("")]  # fmt: skip
+        return [keys.node_plan(self._settings.node), keys.planned_services, keys.cluster, keys.observed_nodes,
+                keys.config, keys.route("")]  # fmt: skip
 
     async def _watch(self, prefix: str) -> None:
         async for change in self._store.watch(prefix):
@@ -282,6 +290,8 @@ class Agent:
             self._view = self._reader.read(entries, self._index)
             await self._choose_vips(self._view.config.vip_range)
             self._surround(self._view.config.domain)
+            self._prober.follow({name: seen.report.probe for name, seen in self._view.nodes.items()},
+                                self._view.config.failure_detection)  # fmt: skip
             plan = self._view.node_plans.get(self._settings.node)
             if plan is not None and plan is not self._plan:
                 self._plan = plan
@@ -320,10 +330,23 @@ class Agent:
         """Gives the workers the newest Table: what the store says, with this node's own replicas as they are now."""
         if self._view is None:
             return 0
-        nodes = {**self._view.nodes, self._settings.node: NodeView(self._report(), held=True, index=self._index)}
+        nodes = {name: self._as_heard(name, seen) for name, seen in self._view.nodes.items()}
+        nodes[self._settings.node] = NodeView(self._report(), held=True, index=self._index)
         table = self._build_table(dataclasses.replace(self._view, nodes=nodes))
         self._route_secrets.follow(table.routes)
         return self._workers.publish(self._localise(table))
+
+    def _as_heard(self, node: str, seen: NodeView) -> NodeView:
+        """What this node hears of another counts for its Table; of one that it has not heard, what its session says."""
+        sight = self._prober.sights.get(node)
+        if sight is None or sight.sign is Sign.REFUSES:
+            return seen
+        return dataclasses.replace(seen, held=not sight.sign.doubtful)
+
+    async def _hear_nodes(self) -> None:
+        while True:
+            await self._prober.news.wait()
+            self._stale.set()
 
     # ── what it says of itself ───────────────────────────────────────────────────────────────
 
@@ -333,6 +356,7 @@ class Agent:
             node=settings.node,
             address=settings.address,
             admin=_reachable(settings.admin_listen, settings.address),
+            probe=self._echo.address if self._echo else "",
             version=__version__,
             runtime=facts.name if facts else before.runtime if before else settings.runtime,
             attributes={

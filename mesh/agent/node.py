@@ -13,6 +13,7 @@ from mesh.agent.agent import Agent
 from mesh.dataplane.worker import DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, orphans, refused_addresses
 from mesh.model import ReplicaReport
+from mesh.probing import Echo, split
 from mesh.runtime import ExecResult, Runtime, RuntimeFault
 from mesh.settings import AgentSettings
 from mesh.store import Store
@@ -47,7 +48,8 @@ class Node:
         )  # fmt: skip
         wanted = [dns] * settings.dns_workers + [proxy] * settings.proxy_workers
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
-        self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems)
+        self.echo = Echo()
+        self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems, echo=self.echo)
         sources = Sources(
             waiting_for=self.agent.waiting_for,
             metrics=self.agent.metrics,
@@ -60,6 +62,15 @@ class Node:
     async def start(self) -> None:
         await self.workers.start()
         await self.admin.start()
+        await self._answer_probes()
+
+    async def _answer_probes(self) -> None:
+        """On the node's address, with the admin port's number. Without it the node's session alone tells of its end."""
+        _, port = split(self.admin.address.removeprefix("http://"))
+        try:
+            await self.echo.start(self.settings.address, port)
+        except OSError as error:
+            log.warning("cannot answer probes on %s:%d/udp: %s", self.settings.address, port, error)
 
     async def run(self) -> None:
         await self.agent.run()
@@ -67,6 +78,7 @@ class Node:
     async def close(self, *, linger: float = 0.0, leave: bool = False) -> None:
         """Replicas run on. `linger`: seconds the workers go on serving; `leave`: the node gives back its key."""
         await self.agent.close(leave=leave)
+        self.echo.close()
         await self.admin.close()
         await self.workers.close(linger)
         await self.runtime.close()

@@ -31,8 +31,16 @@ def show_services(view: View, now: float) -> None:
         )
     else:
         console.note("no services yet; write one with: mesh apply FILE")
+    _warn_of_nodes(view)
     for problem in view.problems:
         console.note(f"warning: {problem}")
+
+
+def _warn_of_nodes(view: View) -> None:
+    if view.cluster.frozen:
+        console.note(f"warning: {view.cluster.frozen}; if they are gone for good: mesh confirm-loss")
+    for name, doubt in view.cluster.nodes.items():
+        console.note(f"warning: node {name} {doubt.why}")
 
 
 def _service_row(service: ServiceStatus, now: float) -> list[object]:
@@ -121,6 +129,8 @@ def show_nodes(view: View) -> None:
         ["node", "state", "address", "runtime", "replicas", "cpu", "memory", "labels", "problems"],
         [_node_row(node) for node in nodes],
     )
+    if view.cluster.frozen:
+        console.note(f"warning: {view.cluster.frozen}; if they are gone for good: mesh confirm-loss")
 
 
 def _node_row(node: NodeStatus) -> list[object]:

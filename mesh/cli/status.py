@@ -104,7 +104,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
-    state: str  # active | pause | drain | down
+    state: str  # active | pause | drain | suspected (does not answer) | down (given up)
     address: str
     admin: str
     runtime: str
@@ -239,7 +239,7 @@ def node_statuses(view: View) -> list[NodeStatus]:
         found.append(
             NodeStatus(
                 name=name,
-                state=availability if seen.held else "down",
+                state=_node_state(view, name, held=seen.held) or availability,
                 address=report.address,
                 admin=report.admin,
                 runtime=report.runtime,
@@ -250,10 +250,18 @@ def node_statuses(view: View) -> list[NodeStatus]:
                 replicas=sum(not replica.state.ended for replica in report.replicas),
                 labels={**report.labels, **(settings.labels if settings else {})},
                 attributes=report.attributes,
-                problems=report.problems,
+                problems=[*([view.cluster.nodes[name].why] if name in view.cluster.nodes else []), *report.problems],
             )
         )
     return found
+
+
+def _node_state(view: View, node: str, *, held: bool) -> str:
+    """What keeps it from being as operators want it; empty if nothing does."""
+    doubt = view.cluster.nodes.get(node)
+    if doubt is None:
+        return "" if held else "down"
+    return "down" if doubt.state == "lost" else "suspected" if doubt.state == "suspected" else ""
 
 
 def _reserved(plan: NodePlan | None) -> Capacity:
@@ -292,6 +300,8 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
         return Progress("waits for the scheduler")
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         return Progress(plan.rollout.state, faults=status.problems)
+    if plan.rollout.state is RolloutState.CANARY:
+        return _canary_progress(plan)
     if spec.kind == "cron":
         return Progress(f"release {newest.number}", done=True)
     if spec.kind == "job":
@@ -300,17 +310,9 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
     text = f"release {newest.number}: {here}/{wanted} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
-    if plan.rollout.state is RolloutState.CANARY:
-        return _canary_progress(plan)
     return Progress(text, done=settled and here >= wanted)
 
 
-def _job_progress(status: ServiceStatus, release: int) -> Progress:
-    run = next((run for run in status.runs if run.release == release), None)
-    if run is None:
-        return Progress(f"release {release}")
-    faults = [f"run {run.number} {run.state}: {run.message}"] if run.message else []
-    return Progress(f"run {run.number}: {run.text}", done=run.state == RunState.SUCCEEDED, faults=faults)
 def _canary_progress(plan: ServicePlan) -> Progress:
     """It is done when all canaries are healthy: an operator comes next."""
     canaries, healthy = waiting_canaries(plan), plan.rollout.healthy
@@ -320,3 +322,9 @@ def _canary_progress(plan: ServicePlan) -> Progress:
     return Progress(f"{text}; mesh rollout promote {plan.service} lets it take over", done=True)
 
 
+def _job_progress(status: ServiceStatus, release: int) -> Progress:
+    run = next((run for run in status.runs if run.release == release), None)
+    if run is None:
+        return Progress(f"release {release}")
+    faults = [f"run {run.number} {run.state}: {run.message}"] if run.message else []
+    return Progress(f"run {run.number}: {run.text}", done=run.state == RunState.SUCCEEDED, faults=faults)
