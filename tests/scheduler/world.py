@@ -20,6 +20,7 @@ from mesh.model import (
     Assignment,
     Capacity,
     ClusterConfig,
+    ClusterPlan,
     Exit,
     NodePlan,
     NodeReport,
@@ -31,7 +32,7 @@ from mesh.model import (
     Want,
     may_follow,
 )
-from mesh.scheduler.hosts import Memory
+from mesh.scheduler.hosts import NO_HEARING, Memory
 from mesh.scheduler.look import Look
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
@@ -85,7 +86,9 @@ class World:
         self.plans: dict[str, ServicePlan] = {}
         self.node_plans: dict[str, NodePlan] = {}
         self.memory = Memory()
+        self.hearing = NO_HEARING
         self.behave: dict[str, Behaviour] = {}
+        self.cluster = ClusterPlan()
         self.index = 10
         self.reconciles = 0
         self.last = Outcome()
@@ -220,11 +223,12 @@ class World:
         view = self.view()
         if self.compared:
             self._compare(view)
-        outcome = reconcile(view, self.now, self.new_id, self.memory)
+        outcome = reconcile(view, self.now, self.new_id, self.memory, hearing=self.hearing)
         self.reconciles += 1
         self.last, self.memory = outcome, outcome.memory
         assert self.faults_expected or not outcome.faults, outcome.faults
         self.plans.update(outcome.services)
+        self.cluster = outcome.cluster or self.cluster
         self.node_plans.update(outcome.nodes)
         for service in outcome.removed_services:
             del self.plans[service]
@@ -255,6 +259,7 @@ class World:
             plans=dict(self.plans),
             node_plans=dict(self.node_plans),
             nodes=nodes,
+            cluster=self.cluster,
         )
 
     def _document(self, node: FakeNode) -> NodeReport:
@@ -275,10 +280,10 @@ class World:
     def _compare(self, view: View) -> None:
         """What is remembered of the last look spares work, and changes nothing."""
         first, look = self._next_id, self.memory.look or Look()
-        remembering = reconcile(view, self.now, self.new_id, self.memory)
+        remembering = reconcile(view, self.now, self.new_id, self.memory, hearing=self.hearing)
         self._next_id = first
         forgetful = replace(self.memory, hosts=None, look=Look(nodes=look.nodes, parked=look.parked))
-        anew = reconcile(view, self.now, self.new_id, forgetful)
+        anew = reconcile(view, self.now, self.new_id, forgetful, hearing=self.hearing)
         self._next_id = first
         assert (remembering.services, remembering.nodes) == (anew.services, anew.nodes), self.story()
         assert remembering.removed_services == anew.removed_services
