@@ -42,8 +42,8 @@ class Pace:
 
 
 PACES = {
-    "normal": Pace(interval=0.25, hurry=0.1, doubt=0.4, suspect=1.0, give_up=3.6),
-    "fast": Pace(interval=0.15, hurry=0.1, doubt=0.3, suspect=0.6, give_up=1.6),
+    "normal": Pace(interval=0.25, hurry=0.1, doubt=0.35, suspect=0.8, give_up=3.6),
+    "fast": Pace(interval=0.15, hurry=0.1, doubt=0.3, suspect=0.5, give_up=1.6),
 }
 """`failure_detection` in `desired/config`. A blip of 3 s, noticed with one interval on either side, stays below 3.6."""
 

@@ -1,13 +1,13 @@
 """`mesh apply`, `delete`, `scale`: what operators wish."""
 
 import re
-import sys
 from typing import Annotated
 
 import typer
 
 from mesh import console
 from mesh.cli.base import Failed, Invalid, Json, Mesh, Yes, command, seconds, with_mesh
+from mesh.cli.loss import ask, ask_before_mass_stop
 
 _PANEL = "Say what should run"
 _ROUTE = "route/"
@@ -28,6 +28,7 @@ async def apply(
         int | None,
         typer.Option("--plan", metavar="INDEX", help="Only if nothing was changed since mesh plan said this index."),
     ] = None,
+    yes: Yes = False,
     wait: Wait = False,
     timeout: Timeout = "10m",
     json: Json = False,
@@ -39,6 +40,8 @@ async def apply(
     longest = seconds("--timeout", timeout)
     services, routes = read_specs(paths)
     view = await mesh.view()
+    counted = [spec for spec in services if spec.kind == "service" and spec.name not in view.scale]
+    ask_before_mass_stop(view, {spec.name: spec.replicas for spec in counted}, yes)
     seen = (await changes.unchanged_since(mesh, plan)).entries if plan is not None else None
     results = await wishes.write(mesh, [*services, *routes], seen)
     if json:
@@ -76,7 +79,8 @@ async def delete(
     if meant := [name for name in services if name in view.routes and name not in view.wishes]:
         raise Failed(*(f"{name} is a route, no service: mesh delete {_ROUTE}{name}" for name in meant))
     mesh.known_services(view, services)
-    _ask(f"Delete {', '.join(names)}{' and stop all replicas' if services else ''}?", yes)
+    ask_before_mass_stop(view, dict.fromkeys(services, 0), yes)
+    ask(f"Delete {', '.join(names)}{' and stop all replicas' if services else ''}?", yes)
     await wishes.remove(mesh, services, routes)
     if json:
         console.print_json([
@@ -109,8 +113,9 @@ async def scale(
         wish = view.wishes.get(name)
         if wish and wish.spec and wish.spec.kind != "service":
             raise Invalid(f"{name}: only kind service can be scaled, it is of kind {wish.spec.kind}")
+    ask_before_mass_stop(view, {name: count for name, count in wanted.items() if count is not None}, yes)
     if nothing := [name for name, count in wanted.items() if count == 0]:
-        _ask(f"Stop all replicas of {', '.join(nothing)}?", yes)
+        ask(f"Stop all replicas of {', '.join(nothing)}?", yes)
     for name, count in wanted.items():
         if count is None:
             await mesh.store.delete(mesh.keys.scale(name))
@@ -135,9 +140,3 @@ def _count(argument: str) -> tuple[str, int | None]:
     if int(match[2]) > 100_000:
         raise Invalid(f"{argument}: at most 100000 replicas")
     return match[1], int(match[2])
-
-
-def _ask(question: str, yes: bool) -> None:
-    """Asks on a terminal; a script has said what it wants."""
-    if not yes and sys.stdin.isatty() and not typer.confirm(question):
-        raise Failed("nothing was changed")

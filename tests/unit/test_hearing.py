@@ -44,7 +44,7 @@ def test_an_answer_to_nothing_that_was_asked_is_no_sign_of_life() -> None:
 
 def test_silence_is_suspected_and_measured_from_the_last_answer() -> None:
     ear = heard()
-    assert sign(ear, 100.9) is Sign.ANSWERS
+    assert sign(ear, 100.7) is Sign.ANSWERS
     sight = ear.sight(101.1, NORMAL)
     assert sight
     assert (sight.sign, sight.since) == (Sign.SILENT, 100.0)
@@ -91,7 +91,7 @@ def test_a_fifth_of_all_packets_lost_is_no_silence_but_is_noticed(seed: int) -> 
         assert sight
         silent += sight.sign is not Sign.ANSWERS
         lossy = lossy or sight.lossy
-    assert silent < 10
+    assert silent < 40  # of 4000: an endpoint that is doubted for a tenth of a second loses nothing
     assert lossy
 
 
