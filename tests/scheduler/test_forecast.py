@@ -489,27 +489,49 @@ class Made:
     replicas: list[dict[str, Any]] = field(default_factory=list)
 
 
-LABELS = st.fixed_dictionaries({}, optional={"zone": st.sampled_from("abc"), "disk": st.sampled_from(["ssd", "hdd"])})
+LABELS = st.fixed_dictionaries(
+    {},
+    optional={
+        "zone": st.sampled_from("abc"), "rack": st.sampled_from(["r1", "r2"]), "disk": st.sampled_from(["ssd", "hdd"])
+    },
+)  # fmt: skip
 NODES = st.fixed_dictionaries(
     {"cpu": st.integers(1, 6), "memory": st.just("4Gi"), "labels": LABELS,
      "availability": st.sampled_from(["active"] * 6 + ["pause", "drain", "lost"])},
-    optional={"resources": st.just({"gpu": 2})},
+    optional={
+        "resources": st.sampled_from([{"gpu": 2}, {"gpu": 1, "license": 1}]), "reserved": st.just({"cpu": "500m"})
+    },
 )  # fmt: skip
 PLACEMENTS = st.fixed_dictionaries(
-    {"priority": st.sampled_from([20, 50, 50, 80])},
+    {"priority": st.sampled_from([20, 50, 50, 59, 60, 80])},
     optional={
         "constraints": st.sampled_from([["disk == ssd"], ["zone != a"]]),
-        "spread": st.just([{"label": "zone"}]),
+        "spread": st.sampled_from([
+            [{"label": "zone"}], [{"label": "zone"}, {"label": "rack"}], [{"label": "zone", "targets": {"a": "50%"}}],
+            [{"label": "zone", "targets": {"a": 70, "b": 30}}, {"label": "rack"}], [{"label": "nowhere"}],
+        ]),
+        "affinities": st.sampled_from([
+            [{"match": "zone == a", "weight": 50}], [{"match": "disk == ssd", "weight": -100}],
+            [{"service": "s0", "weight": 100}], [{"service": "s1", "weight": -100}, {"match": "rack == r1"}],
+        ]),
         "max_per_node": st.integers(1, 2),
-        "max_per": st.just({"zone": 2}),
+        "max_per": st.sampled_from([{"zone": 2}, {"zone": 2, "rack": 1}]),
         "strategy": st.sampled_from(["spread", "binpack"]),
     },
 )  # fmt: skip
 SERVICES = st.fixed_dictionaries(
     {"image": st.just("x"), "replicas": st.integers(0, 6), "placement": PLACEMENTS, "release": st.integers(1, 2),
-     "resources": st.sampled_from([{"cpu": 1}, {"cpu": 2}, {"cpu": "500m", "gpu": 1}, {}]),
-     "kind": st.sampled_from(["service"] * 4 + ["global"])},
-    optional={"volumes": st.just(VOLUME["volumes"]), "ports": st.just({"p": {"port": 1, "host_port": 99}})},
+     "resources": st.sampled_from(
+         [{"cpu": 1}, {"cpu": 2}, {"cpu": "500m", "gpu": 1}, {"memory": "3Gi"}, {"license": 1}, {}]
+     ),
+     "kind": st.sampled_from(["service"] * 5 + ["global", "job", "cron"])},
+    optional={
+        "volumes": st.just(VOLUME["volumes"]),
+        "ports": st.sampled_from(
+            [{"p": {"port": 1, "host_port": 99, "protocol": protocol}} for protocol in ("tcp", "udp")]
+        ),
+        "unknown": st.sampled_from([None] * 9 + [1]),
+    },
 )  # fmt: skip
 STATES = ["assigned", "starting", "running", "ready", "ready", "ready", "draining", "stopped", "failed", "lost"]
 
@@ -521,6 +543,12 @@ def clusters(draw: st.DrawFn) -> Made:
         {f"s{number}": body for number, body in enumerate(draw(st.lists(SERVICES, max_size=5)))},
     )
     for name, body in made.services.items():
+        if not body.get("unknown"):  # else it is a faulty spec
+            body.pop("unknown", None)
+        if body["kind"] == "cron":
+            body["schedule"] = {"cron": "0 3 * * *"}
+        if body["kind"] != "service":
+            del body["replicas"]
         for node in made.nodes:
             slots = {node} if body["kind"] == "global" else draw(st.sets(st.integers(1, 8), max_size=2))
             if "volumes" in body:  # two replicas with one volume would be a riddle: which is its last?
