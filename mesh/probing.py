@@ -10,7 +10,6 @@ if this agent knows them; so in a cluster of any size a doubt is everybody's wit
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import socket
 import time
@@ -20,8 +19,6 @@ import msgspec
 
 from mesh.aio import Signal, Tasks
 from mesh.hearing import PACES, Ear, Pace, Sight
-
-log = logging.getLogger(__name__)
 
 TICK = 0.05
 MAX_DATAGRAM = 1200
@@ -213,10 +210,14 @@ class Prober:
         ear.sent(number, ask, now, self._pace)
         try:
             self._socket(name).send(msgspec.json.encode(Ping(number, self._name, ask)))
-        except ConnectionRefusedError:
+        except OSError as error:
+            self._take_error(name, ear, error, now)
+
+    def _take_error(self, name: str, ear: Ear, error: OSError, now: float) -> None:
+        """A refusal is a sign; no route is silence. libuv hears a socket no more after an error: the next is new."""
+        if isinstance(error, ConnectionRefusedError):
             ear.refused = now
-        except OSError as error:  # no route: that is silence
-            log.debug("probe of %s not sent: %s", name, error)
+        self._close_socket(name)
 
     def _socket(self, name: str) -> socket.socket:
         """Connected, so that the kernel tells us of a refusal."""
@@ -241,10 +242,12 @@ class Prober:
         ear, now = self._ears[name], self._clock()
         try:
             pong = _decode_pong(where.recv(MAX_DATAGRAM))
-        except ConnectionRefusedError:
-            ear.refused = now
+        except BlockingIOError:
             return
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except OSError as error:
+            self._take_error(name, ear, error, now)
+            return
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return
         asked = ear.answered(pong.pong, now, self._pace)
         for about, tenths in zip(asked or (), pong.heard, strict=False):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+import uvloop
 
 from mesh.hearing import PACES, Ear, Sign
 from mesh.probing import Echo, Ping, Prober
@@ -139,6 +140,29 @@ async def test_an_agent_that_answers_then_ends_is_told_from_one_that_hangs() -> 
         finally:
             running.cancel()
             await prober.close()
+
+
+def test_one_that_comes_back_at_its_old_address_is_heard_again() -> None:
+    """On uvloop, which stops hearing a socket that had an error."""
+
+    async def scene() -> None:
+        prober = Prober("@s:1")
+        running = asyncio.create_task(prober.run())
+        first, second = Echo(), Echo()
+        try:
+            await first.start("127.0.0.1", 0)
+            prober.follow({"n1": first.address})
+            await until(lambda: "n1" in prober.sights, "it answers")
+            first.close()
+            await until(lambda: prober.sights["n1"].sign is Sign.REFUSES, "it refuses")
+            await second.start("127.0.0.1", int(first.address.rpartition(":")[2]))
+            await until(lambda: prober.sights["n1"].sign is Sign.ANSWERS, "it answers again")
+        finally:
+            running.cancel()
+            await prober.close()
+            second.close()
+
+    uvloop.run(scene())
 
 
 async def test_a_broken_link_is_no_death_where_a_peer_hears_the_node() -> None:
