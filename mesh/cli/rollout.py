@@ -119,6 +119,25 @@ async def undo(
     await tell(mesh, service, "undo", to=to, longest=seconds("--timeout", timeout) if wait else 0, as_json=json)
 
 
+@rollout.command(epilog="Example: mesh rollout simulate rollout.yaml --json")
+def simulate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The script in JSON or YAML; - is standard input.")],
+    json: Json = False,
+) -> None:
+    """Play a rollout from a file through the scheduler's own code, on a virtual clock; nothing is touched."""
+    import msgspec
+
+    from mesh.cli.rehearsals import show_rehearsal
+    from mesh.cli.rollout_file import read_script
+    from mesh.scheduler.rehearsal import rehearse
+
+    found = rehearse(read_script(file))
+    if json:
+        console.print_json(msgspec.to_builtins(found))
+    else:
+        show_rehearsal(found)
+
+
 @command(_PANEL, example="mesh history web -p")
 @with_mesh
 async def history(

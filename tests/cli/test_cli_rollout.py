@@ -48,7 +48,8 @@ def test_status_says_how_far_it_is_and_what_it_waits_for(mesh: Mesh, kv: Kv) -> 
     written(kv, healthy=1)
     assert mesh("rollout", "status", "web", "--json").json == {
         "service": "web", "state": "canary", "release": 2, "good": 1, "since": 0.0, "desired": 2, "ready": 3,
-        "updated": 1, "canaries": 1, "promotable": True, "ready_by_release": {"1": 2, "2": 1}, "message": "", "pending": [],
+        "updated": 1, "canaries": 1, "promotable": True, "ready_by_release": {"1": 2, "2": 1},
+        "message": "", "pending": [],
     }  # fmt: skip
     assert "1 of 1 canaries healthy; waits for mesh rollout promote web" in mesh("rollout", "status", "web").out
 
