@@ -75,7 +75,7 @@ def changes(mesh: Mesh, specs: Sequence[Spec], there: Mapping[str, Entry]) -> li
 
 def _change(spec: Spec, entry: Entry | None) -> Change:
     before = parsed(spec, entry) if entry is not None else None
-    fields = list(differences("", before.canonical() if before else {}, spec.canonical()))
+    fields = list(differences("", before.canonical() if before else None, spec.canonical()))
     if entry is None:
         return Change(spec, "created", fields)
     return Change(spec, "unchanged" if before == spec else "changed", fields)

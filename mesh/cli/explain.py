@@ -93,7 +93,8 @@ def _judged(cluster: Cluster, service: Service, living: Sequence[Replica], repli
     """What the nodes would be to the replica, if it had to be placed again."""
     if service.blueprint is None:
         return Placed(replica, Verdict(replica.node, service.why), 0, 0)
-    request = Request(service.name, replica.slot, service.blueprint)
+    bound = service.kind == "global" or service.blueprint.spec.volumes
+    request = Request(service.name, replica.slot, service.blueprint, only=replica.node if bound else None)
     nodes = engine_nodes(cluster, living, {replica.id}, evictable=False)
     verdicts = placement.explain(request, nodes, cluster.strategy)
     fit = [verdict.node for verdict in verdicts if not verdict.why_not]

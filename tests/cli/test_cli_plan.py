@@ -75,6 +75,10 @@ def test_plan_for_people(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
     assert "+ big (created)" in lines
     assert "  n1: needs 2 cpu, 700m free" in lines
     assert lines[-1].startswith("index ")
+    (created,) = mesh("plan", "big.yaml", "--json").json["changes"]
+    assert created["result"] == "created"
+    assert {"path": "image", "before": None, "after": "x"} in created["fields"]
+    assert {"path": "resources.cpu", "before": None, "after": "2"} in created["fields"]
 
 
 def test_an_unchanged_spec_changes_nothing(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
@@ -153,6 +157,19 @@ def test_explain_gives_the_score_of_what_is_placed(mesh: Mesh, kv: Kv) -> None:
     assert (placed["id"], placed["node"], placed["place"], placed["fit"]) == ("web-1-aaaa", "n1", 1, 1)
     assert "load" in placed["score"]
     assert "1 of 1" in mesh("explain", "web").out
+
+
+def test_explain_of_a_global_replica_asks_about_its_node_alone(mesh: Mesh, kv: Kv) -> None:
+    running(kv)
+    spec = parse_spec({"name": "mon", "kind": "global", "image": "mon:1"})
+    release = Release(number=1, hash=spec.digest(), spec=spec.canonical(), good=True)
+    kv.put(kv.keys.service("mon"), spec.canonical())
+    kv.put(kv.keys.service_plan("mon"), ServicePlan(service="mon", kind="global", releases=[release]))
+    assignment = Assignment(id="mon-n1-aaaa", service="mon", slot="n1", release=1)
+    kv.put(kv.keys.node_plan("n1"), NodePlan(node="n1", replicas=[assignment]))
+    report(kv, NodeReport(node="n2", address="10.0.0.2", capacity=Capacity(cpu=1000, memory=2**30)))
+    (placed,) = mesh("explain", "mon", "--json").json["placed"]
+    assert (placed["node"], placed["place"], placed["fit"]) == ("n1", 1, 1)
 
 
 def test_explain_gives_a_sentence_per_node_for_what_waits(mesh: Mesh, kv: Kv) -> None:
