@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from bench.placement.mix import ZONES, Mix, Service, rounds
 from bench.traces import AzureVMs
-from mesh.scheduler.placement.batch import Terms, Tier, fill
+from mesh.scheduler.placement.batch import fill
 from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Groups, Ints
 from mesh.scheduler.placement.kinds import Ground, Kind, Shape
+from mesh.scheduler.placement.terms import Terms, Tier
 
 EMPTY = np.zeros(ZONES, np.int64)
 

@@ -1,12 +1,13 @@
 """Where replicas go, and why: from a batch of requests and the nodes to placements and refusals.
 
-    model.py       what is asked and answered
-    engine.py      requests → runs of like requests → answers
-    live.py        live objects as arrays        cluster.py   the arrays
-    rules.py       hard rules as masks           reasons.py   hard rules as sentences
-    wishes.py      wishes as arrays              scores.py    a node's worth as one integer
-    kinds.py       what every node is worth to a kind of replica, kept up to date
-    batch.py       many replicas in one go       preemption.py  who must go
+    model.py     what is asked and answered         engine.py      requests → runs of like requests → answers
+    live.py      live objects as arrays             cluster.py     the arrays
+    rules.py     hard rules as masks                reasons.py     hard rules as sentences
+    wishes.py    wishes as arrays                   advice.py      wishes that come to nothing, as sentences
+    kinds.py     what every node is worth to a      scores.py      that worth as one integer, least is best
+                 kind of replica, kept up to date   worth.py       what a named resource is worth to others
+    terms.py     what a service asks beyond that    search.py      greedy, one look at all nodes after the other
+    batch.py     greedy in one go for many          preemption.py  who must go
 
 numpy is imported with the first request, not before: a tenth of a second that a command line does not need.
 """

@@ -18,7 +18,6 @@ arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +25,8 @@ from mesh.scheduler.placement import scores
 from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.kinds import Kind
 from mesh.scheduler.placement.scores import NEVER
+from mesh.scheduler.placement.search import lane_by_lane, node_by_node, one_by_one
+from mesh.scheduler.placement.terms import Terms, Tier, first_keys
 
 SPARE = 8
 """So many more nodes are looked at than will do if all goes well."""
@@ -36,64 +37,20 @@ FEW = 4
 """Up to so many searches are made before all is prepared for one that tells everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """A spread label: the groups of nodes, and the replicas of the service in each."""
-
-    groups: Groups
-    counts: Ints
-    shares: Floats | None = None  # of each group in the one around it; None: all the same
-    label: str = ""
-
-    def levels(self, group: Ints, rank: Ints | int = 0) -> Floats | Ints:
-        """What a further replica in the group counts.
-
-        By shares it is the half on the way to one more, so that targets are met as closely as can be (Webster). A
-        group that should have nothing comes after those that should, and one without the label after all.
-        """
-        level: Floats | Ints = self.counts[group] + rank
-        if self.shares is not None:
-            share = self.shares[group]
-            level = np.where(share > 0, (level + 0.5) / np.where(share > 0, share, 1.0), level + 1e12)
-        missing = self.groups.missing
-        return level if missing is None else level + missing[group] * 1e15
-
-
-@dataclass(frozen=True, slots=True)
-class Cap:
-    """`max_per` of a label: the group of each node, and how many more replicas each group may have."""
-
-    groups: Ints
-    left: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a service asks for beyond its kind."""
-
-    own: Ints | None = None  # its replicas on each node, if it has any
-    max_per_node: int | None = None
-    affinity: Ints | None = None  # the sum of the weights that each node matches
-    to_itself: int = 0  # the weight of its affinity to its own replicas, not counted in `affinity`
-    tiers: Sequence[Tier] = ()
-    caps: Sequence[Cap] = ()
-    last: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes that come after all others
-
-
 def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Takes room for as many replicas as possible; returns their nodes, in the order greedy chooses them."""
     if terms.caps or terms.to_itself or terms.last.size:
-        return _one_by_one(cluster, kind, terms, count)
+        return one_by_one(cluster, kind, terms, count)
     if terms.tiers:
         few = count <= FEW and len(terms.tiers) == 1 and terms.tiers[0].groups.size <= FEW
-        return (_lane_by_lane if few else _all_at_once)(cluster, kind, terms, count)
+        return (lane_by_lane if few else _all_at_once)(cluster, kind, terms, count)
     if kind.fills and terms.max_per_node is None:
-        picks = _node_by_node(cluster, kind, terms, count, FEW)
+        picks = node_by_node(cluster, kind, terms, count, FEW)
         if picks.size == count:
             return picks
         return np.concatenate((picks, _all_at_once(cluster, kind, terms, count - picks.size)))
     if count <= (FEW * (terms.max_per_node or 1) if kind.fills else FEW):
-        return _node_by_node(cluster, kind, terms, count, count)
+        return node_by_node(cluster, kind, terms, count, count)
     return _all_at_once(cluster, kind, terms, count)
 
 
@@ -107,24 +64,6 @@ def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
         cluster.take(kind.needs, nodes, counts)
     return picks
 
-
-def first_keys(kind: Kind, terms: Terms) -> Ints:
-    """What each node is worth to the next replica, but for spread labels. Whoever writes, renews."""
-    if terms.own is None:
-        keys = kind.keys()
-    else:
-        keys = kind.own_keys()
-        has = (terms.own > 0).nonzero()[0]
-        own = terms.own[has]
-        keys[has] |= scores.own_part(own, packing=kind.packing)
-        if terms.max_per_node is not None:
-            keys[has[own >= terms.max_per_node]] = NEVER
-    if terms.affinity is not None:
-        keys = keys | scores.affinity_part(terms.affinity, packing=kind.packing)
-    return keys
-
-
-# ── all at once ──────────────────────────────────────────────────────────────────────────────
 
 Found = tuple[Ints, Ints, Ints | int]
 """The picks in their order; the different nodes among them, and how often each occurs."""
@@ -285,130 +224,3 @@ def _counted(picks: Ints) -> tuple[Ints, Ints]:
     np.subtract(starts[1:], starts[:-1], out=counts[:-1])
     counts[-1] = nodes.size - starts[-1]
     return nodes[starts], counts
-
-
-# ── node by node ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, searches: int) -> Ints:
-    """A search for each node that is filled, or for each replica: up to a few that is cheaper than one for many."""
-    keys = first_keys(kind, terms)
-    view = keys.data
-    chosen: list[int] = []
-    counts: list[int] = []
-    left = count
-    for _ in range(searches):
-        node = int(keys.argmin())
-        if view[node] == NEVER:
-            break
-        own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
-        may = left if terms.max_per_node is None else terms.max_per_node - own
-        some = min(left, may, kind.shape.room_of(node)) if kind.fills else 1
-        cluster.take_one(kind.needs, node, some)
-        chosen.append(node)
-        counts.append(some)
-        left -= some
-        if not left:
-            break
-        view[node] = NEVER if some == may else _key_of(kind, terms, node, own + some)
-    kind.shape.renew(chosen)
-    return np.array(chosen, np.int64).repeat(counts)
-
-
-def _lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
-    """With one spread label: a search in each of its groups, and another one where a replica goes."""
-    keys = first_keys(kind, terms)
-    view = keys.data
-    (tier,) = terms.tiers
-    lanes = tier.groups.lanes
-    levels: list[float] = tier.levels(np.arange(len(lanes))).tolist()
-    heads: dict[int, tuple[int, int] | None] = {}  # of groups that have been looked at
-    chosen: list[int] = []
-    for _ in range(count):
-        best = _lowest(keys, lanes, levels, heads)
-        if best is None:
-            break
-        (_, node), group = best
-        cluster.take_one(kind.needs, node, 1)
-        chosen.append(node)
-        if len(chosen) < count:
-            own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
-            view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
-            in_group = sum(1 for one in chosen if tier.groups.of[one] == group)
-            levels[group] = tier.levels(np.array([group]), in_group).item()
-            del heads[group]
-    kind.shape.renew(chosen)
-    return np.array(chosen, np.int64)
-
-
-def _lowest(
-    keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int] | None]
-) -> tuple[tuple[int, int], int] | None:
-    """The best key and its node, and their group, in the lowest level that has any."""
-    for level in sorted(set(levels)):
-        groups = [group for group, other in enumerate(levels) if other == level]
-        for group in groups:
-            if group not in heads:
-                heads[group] = _head(keys, lanes[group])
-        fit = [(head, group) for group in groups if (head := heads[group]) is not None]
-        if fit:
-            return min(fit)
-    return None
-
-
-def _head(keys: Ints, lane: Ints) -> tuple[int, int] | None:
-    """The least key in a lane, and its node; None if none will do."""
-    keys = keys | lane
-    node = int(keys.argmin())
-    key = int(keys[node])
-    return (key, node) if key < NEVER else None
-
-
-def _key_of(kind: Kind, terms: Terms, node: int, own: int) -> int:
-    """What a node is worth to the next replica when it has so many of the service."""
-    key = kind.key_of(node) | scores.own_part_of(own, packing=kind.packing)
-    if terms.affinity is not None:
-        key |= int(scores.affinity_part(terms.affinity[node], packing=kind.packing))
-    return key
-
-
-# ── one at a time ────────────────────────────────────────────────────────────────────────────
-
-
-def _one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
-    """Greedy as it is told: among the nodes that will do, wish by wish, those that are best; of these the first."""
-    own = np.zeros(cluster.size, np.int64) if terms.own is None else terms.own.copy()
-    affinity = np.zeros(cluster.size, np.int64) if terms.affinity is None else terms.affinity
-    late = np.zeros(cluster.size, np.int64)
-    late[terms.last] = 1
-    tiers = [replace(tier, counts=tier.counts.copy()) for tier in terms.tiers]
-    left = [cap.left.copy() for cap in terms.caps]
-    terms = replace(terms, own=own)
-
-    def keys_of(nodes: Ints) -> Ints:
-        keys = kind.keys_of(nodes) | scores.own_part(own[nodes], packing=kind.packing)
-        pull = affinity[nodes] + terms.to_itself * (own[nodes] > 0)
-        keys |= scores.affinity_part(pull, packing=kind.packing)
-        if terms.max_per_node is not None:
-            keys[own[nodes] >= terms.max_per_node] = NEVER
-        return keys
-
-    keys = keys_of(np.arange(cluster.size))
-    picks: list[int] = []
-    for _ in range(count):
-        nodes = np.flatnonzero(keys < NEVER)
-        for cap, more in zip(terms.caps, left, strict=True):
-            nodes = nodes[more[cap.groups[nodes]] > 0]
-        if not nodes.size:
-            break
-        wishes = [late[nodes], *(tier.levels(tier.groups.of[nodes]) for tier in tiers), keys[nodes]]
-        node = nodes[np.lexsort(wishes[::-1])[:1]]
-        cluster.take(kind.needs, node)
-        own[node] += 1
-        for tier in tiers:
-            tier.counts[tier.groups.of[node]] += 1
-        for cap, more in zip(terms.caps, left, strict=True):
-            more[cap.groups[node]] -= 1
-        keys[node] = keys_of(node)
-        picks.append(int(node[0]))
-    return np.array(picks, np.int64)

@@ -19,12 +19,13 @@ import numpy as np
 
 from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.placement import reasons, rules, scores
-from mesh.scheduler.placement.batch import fill, first_keys
+from mesh.scheduler.placement.batch import fill
 from mesh.scheduler.placement.cluster import Ints, Mask, amount_of
 from mesh.scheduler.placement.kinds import Ground, Kind, Needs, Shape
 from mesh.scheduler.placement.live import amounts_of, by_name, cluster_of, evictable
 from mesh.scheduler.placement.model import Holding, Node, Placement, Reasons, Refusal, Request, Verdict
 from mesh.scheduler.placement.preemption import Victims
+from mesh.scheduler.placement.terms import first_keys
 from mesh.scheduler.placement.wishes import terms_of
 from mesh.scheduler.placement.worth import Use, Worth
 

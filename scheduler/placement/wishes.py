@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesh.scheduler.placement.batch import Cap, Terms, Tier
 from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.model import Request
 from mesh.scheduler.placement.rules import holds
+from mesh.scheduler.placement.terms import Cap, Terms, Tier
 from mesh.spec.placement import Spread
 
 

@@ -1,0 +1,73 @@
+"""What a service asks for beyond its kind, as arrays over the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mesh.scheduler.placement import scores
+from mesh.scheduler.placement.cluster import Floats, Groups, Ints
+from mesh.scheduler.placement.kinds import Kind
+from mesh.scheduler.placement.scores import NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A spread label: the groups of nodes, and the replicas of the service in each."""
+
+    groups: Groups
+    counts: Ints
+    shares: Floats | None = None  # of each group in the one around it; None: all the same
+    label: str = ""
+
+    def levels(self, group: Ints, rank: Ints | int = 0) -> Floats | Ints:
+        """What a further replica in the group counts.
+
+        By shares it is the half on the way to one more, so that targets are met as closely as can be (Webster). A
+        group that should have nothing comes after those that should, and one without the label after all.
+        """
+        level: Floats | Ints = self.counts[group] + rank
+        if self.shares is not None:
+            share = self.shares[group]
+            level = np.where(share > 0, (level + 0.5) / np.where(share > 0, share, 1.0), level + 1e12)
+        missing = self.groups.missing
+        return level if missing is None else level + missing[group] * 1e15
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """`max_per` of a label: the group of each node, and how many more replicas each group may have."""
+
+    groups: Ints
+    left: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a service asks for beyond its kind."""
+
+    own: Ints | None = None  # its replicas on each node, if it has any
+    max_per_node: int | None = None
+    affinity: Ints | None = None  # the sum of the weights that each node matches
+    to_itself: int = 0  # the weight of its affinity to its own replicas, not counted in `affinity`
+    tiers: Sequence[Tier] = ()
+    caps: Sequence[Cap] = ()
+    last: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes that come after all others
+
+
+def first_keys(kind: Kind, terms: Terms) -> Ints:
+    """What each node is worth to the next replica, but for spread labels. Whoever writes, renews."""
+    if terms.own is None:
+        keys = kind.keys()
+    else:
+        keys = kind.own_keys()
+        has = (terms.own > 0).nonzero()[0]
+        own = terms.own[has]
+        keys[has] |= scores.own_part(own, packing=kind.packing)
+        if terms.max_per_node is not None:
+            keys[has[own >= terms.max_per_node]] = NEVER
+    if terms.affinity is not None:
+        keys = keys | scores.affinity_part(terms.affinity, packing=kind.packing)
+    return keys
