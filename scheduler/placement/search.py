@@ -142,4 +142,5 @@ def one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
 
 def _least(nodes: Ints, wish: Floats | Ints) -> Ints:
     """The nodes that are nearest to a wish."""
-    return nodes[wish == wish.min()]
+    nearest: Ints = nodes[wish == wish.min()]
+    return nearest
