@@ -1,0 +1,336 @@
+"""What operators and fate do to a cluster, drawn from a seed: first only operators, then everybody, then all heals."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from mesh.keys import Keys
+from tests.simulation.cluster import Cluster, Host, SchedulerSeat
+from tests.simulation.engine import BAD, GOOD
+
+KEYS = Keys()
+
+SERVICES: dict[str, dict[str, Any]] = {
+    "web": {"ports": {"http": {"port": 80}}},
+    "api": {"ports": {"http": {"port": 80}}},
+    "edge": {"kind": "global", "ports": {"http": {"port": 80}}},
+    "mail": {"ports": {"smtp": {"port": 25, "host_port": 2525}}},
+    "data": {"ports": {"db": {"port": 5432}}, "volumes": {"files": {"path": "/files"}}},
+}
+"""Service → what is special about it."""
+
+PAUSES = (0.0, 0.02, 0.3, 1.0, 3.0, 8.0, 20.0)
+DURATIONS = (0.1, 1.0, 4.0, 12.0, 35.0)
+STEPS = 400
+"""The most steps of a process before an ambush strikes it: all of an agent's start, and some more."""
+
+
+class Chaos:
+    """Operators and fate. Every fault ends by itself after a while, or at the latest in `heal`."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self._cluster = cluster
+        self._random = random.Random(f"chaos {seed}")
+        self._version = 0
+        self._images: dict[str, str] = {}  # service → how its newest image behaves
+        self._cures: dict[tuple[str, str], Callable[[], None]] = {}
+
+    async def run(self, calm_steps: int, steps: int) -> None:
+        for service in self._random.sample(sorted(SERVICES), self._random.randint(2, len(SERVICES))):
+            self._apply(service, self._random.choice(GOOD))
+        await asyncio.sleep(30.0)
+        for _ in range(calm_steps):
+            self._draw(self._operators)()
+            await asyncio.sleep(self._random.choice(PAUSES))
+        for _ in range(steps):
+            self._draw([*self._operators, *self._faults])()
+            await asyncio.sleep(self._random.choice(PAUSES))
+
+    def heal(self) -> None:
+        """An end to all trouble: what is broken is mended, and what is wished for can run."""
+        for key in list(self._cures):
+            self._cure(key)
+        for name in self._cluster.hosts:
+            self._availability(name, "active")
+        for service, behaviour in sorted(self._images.items()):
+            self._cluster.write(KEYS.scale(service), None)
+            if behaviour in BAD:
+                self._apply(service, self._random.choice(GOOD))
+
+    def _draw(self, actions: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
+        return self._random.choices([action for _, action in actions], [weight for weight, _ in actions])[0]
+
+    # ── operators ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _operators(self) -> list[tuple[int, Callable[[], None]]]:
+        return [(4, self._roll), (2, self._roll_bad), (2, self._scale), (1, self._delete), (2, self._set_node)]
+
+    def _apply(self, service: str, behaviour: str) -> None:
+        choose = self._random
+        self._version += 1
+        self._images[service] = behaviour
+        special = SERVICES[service]
+        surge, unavailable = choose.choice([(1, 0), (1, 0), (2, 0), ("50%", 0), (1, 1), (0, 1)])
+        document = {
+            "image": f"{service}:{self._version}-{behaviour}",
+            "replicas": 1 if special.get("kind") == "global" else choose.randint(1, self._most(service)),
+            "resources": {"memory": choose.choice(["64Mi", "700Mi"])},
+            "health": {"ready": {"exec": ["check"], "interval": "4s"}},
+            "update": {
+                "min_healthy": "1s", "healthy_deadline": "15s", "progress_deadline": "30s",
+                "max_surge": surge, "max_unavailable": unavailable,
+            },
+            "restart": {"delay": "500ms", "max_delay": "5s"},
+            "stop": {"drain": choose.choice(["0s", "1s"]), "grace": "2s"},
+            **special,
+        }  # fmt: skip
+        self._cluster.say(f"applies {service}: {document['image']}, {document['replicas']} replicas, "
+                          f"surge {surge}, unavailable {unavailable}")  # fmt: skip
+        self._cluster.write(KEYS.service(service), document)
+
+    def _most(self, service: str) -> int:
+        """As many replicas as there is room for: one per node where the port is the node's."""
+        return min(3, len(self._cluster.hosts)) if service == "mail" else 3
+
+    def _roll(self) -> None:
+        self._apply(self._random.choice(sorted(SERVICES)), self._random.choice(GOOD))
+
+    def _roll_bad(self) -> None:
+        if self._images:
+            self._apply(self._random.choice(sorted(self._images)), self._random.choice(BAD))
+
+    def _scale(self) -> None:
+        if self._images:
+            service, count = self._random.choice(sorted(self._images)), self._random.randint(0, 4)
+            self._cluster.say(f"scales {service} to {count}")
+            self._cluster.write(KEYS.scale(service), count)
+
+    def _delete(self) -> None:
+        if len(self._images) > 1:
+            service = self._random.choice(sorted(self._images))
+            del self._images[service]
+            self._cluster.say(f"deletes {service}")
+            self._cluster.write(KEYS.service(service), None)
+            self._cluster.write(KEYS.scale(service), None)
+
+    def _set_node(self) -> None:
+        self._availability(self._random.choice(sorted(self._cluster.hosts)),
+                           self._random.choice(["active", "drain", "pause"]))  # fmt: skip
+
+    def _availability(self, node: str, availability: str) -> None:
+        self._cluster.say(f"sets {node} to {availability}")
+        self._cluster.write(KEYS.node_settings(node), {"availability": availability})
+
+    # ── fate ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _faults(self) -> list[tuple[int, Callable[[], None]]]:
+        return [
+            (3, self._power_cut),
+            (3, self._kill_agent),
+            (4, self._ambush_agent),
+            (2, self._restart_agent),
+            (2, self._freeze),
+            (2, self._stop_signal),
+            (5, self._break_link),
+            (2, self._hang_engine),
+            (2, self._engine_away),
+            (2, self._restart_engine),
+            (3, self._crash),
+            (2, self._vanish),
+            (2, self._flap),
+            (2, self._kill_scheduler),
+            (2, self._ambush_scheduler),
+            (3, self._pause_scheduler),
+            (3, self._break_scheduler_link),
+            (2, self._store_down),
+            (2, self._end_session),
+        ]
+
+    def _fault(self, who: str, what: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        """A fault that lasts a while; the same one twice at once is one."""
+        if (who, what) in self._cures:
+            return
+        self._cluster.trouble(who, what, True)
+        begin()
+        self._cures[who, what] = end
+        self._cluster.loop.later(self._random.choice(DURATIONS), self._cure, (who, what))
+
+    def _cure(self, key: tuple[str, str]) -> None:
+        if end := self._cures.pop(key, None):
+            end()
+            self._cluster.trouble(*key, False)
+
+    def _host(self) -> Host:
+        return self._random.choice(list(self._cluster.hosts.values()))
+
+    def _scheduler(self) -> SchedulerSeat:
+        """Rather the one that leads."""
+        seats = list(self._cluster.schedulers.values())
+        leading = [seat for seat in seats if self._cluster.middle.leads(seat.name)]
+        return self._random.choice(leading if leading and self._random.random() < 0.7 else seats)
+
+    def _power_cut(self) -> None:
+        host = self._host()
+        seat = self._cluster.schedulers.get(f"s{host.name[1:]}")  # it runs on the same machine
+
+        def begin() -> None:
+            host.power_off()
+            if seat:
+                seat.kill()
+
+        def end() -> None:
+            host.power_on()
+            if seat:
+                seat.start()
+
+        self._fault(host.name, "power cut", begin, end)
+
+    def _kill_agent(self) -> None:
+        host = self._host()
+        self._fault(host.name, "agent killed", host.kill_agent, host.start_agent)
+
+    def _restart_agent(self) -> None:
+        host = self._host()
+        self._fault(host.name, "agent stopped", host.stop_agent, host.start_agent)
+
+    def _ambush_agent(self) -> None:
+        """It is restarted, and killed after so many steps: at any await of its start, or a little later."""
+        host, steps = self._host(), self._random.randint(1, STEPS)
+
+        def begin() -> None:
+            host.kill_agent()
+            host.start_agent()
+            if host.process is not None:
+                host.process.ambush = (steps, host.kill_agent)
+
+        self._fault(host.name, f"agent killed at step {steps}", begin, lambda: _restarted(host))
+
+    def _freeze(self) -> None:
+        host = self._host()
+        engine, agent = host.engine.process, host.process
+
+        def begin() -> None:
+            engine.paused = True
+            if agent:
+                agent.paused = True
+
+        def end() -> None:
+            for process in filter(None, (engine, agent)):
+                self._cluster.loop.resume(process)
+
+        self._fault(host.name, "frozen", begin, end)
+
+    def _stop_signal(self) -> None:
+        host = self._host()
+        if process := host.process:
+            self._fault(host.name, "agent paused", lambda: setattr(process, "paused", True),
+                        lambda: self._cluster.loop.resume(process))  # fmt: skip
+
+    def _break_link(self) -> None:
+        host = self._host()
+        what, change = self._link_fault()
+        self._fault(host.name, what, lambda: vars(host.link).update(change), host.link.heal)
+
+    def _break_scheduler_link(self) -> None:
+        seat = self._scheduler()
+        what, change = self._link_fault()
+        self._fault(seat.name, what, lambda: vars(seat.link).update(change), seat.link.heal)
+
+    def _link_fault(self) -> tuple[str, dict[str, Any]]:
+        faults: dict[str, dict[str, Any]] = {
+            "cut off from the store": {"cut": True},
+            "loses 30 % of its messages": {"loss": 0.3},
+            "is slow": {"delay": self._random.choice([0.2, 1.0])},
+            "sees the store late": {"lag": 4.0},
+            "sends twice": {"repeat": 0.4},
+        }
+        return self._random.choice(list(faults.items()))
+
+    def _hang_engine(self) -> None:
+        host = self._host()
+        engine = host.engine.process
+        self._fault(host.name, "engine hangs", lambda: setattr(engine, "paused", True),
+                    lambda: self._cluster.loop.resume(engine))  # fmt: skip
+
+    def _engine_away(self) -> None:
+        host = self._host()
+        engine = host.engine
+        self._fault(host.name, "engine away", lambda: setattr(engine, "available", False),
+                    lambda: setattr(engine, "available", True))  # fmt: skip
+
+    def _restart_engine(self) -> None:
+        """Without live-restore: what ran is killed."""
+        host = self._host()
+        engine = host.engine
+
+        def begin() -> None:
+            engine.available = False
+            engine.crash_all()
+
+        self._fault(host.name, "engine restarts", begin, lambda: setattr(engine, "available", True))
+
+    def _instance(self) -> tuple[Host, str] | None:
+        found = [(host, id) for host in self._cluster.hosts.values() if host.is_on for id in host.engine.running()]
+        return self._random.choice(found) if found else None
+
+    def _crash(self) -> None:
+        if found := self._instance():
+            host, id = found
+            self._fault(host.name, f"{id} crashes", lambda: host.engine.end(id, 1), lambda: None)
+
+    def _vanish(self) -> None:
+        if found := self._instance():
+            host, id = found
+            self._fault(host.name, f"{id} is removed by somebody", lambda: host.engine.vanish(id), lambda: None)
+
+    def _flap(self) -> None:
+        if found := self._instance():
+            host, id = found
+            unready = host.engine.unready
+            self._fault(host.name, f"{id} is unready", lambda: unready.add(id), lambda: unready.discard(id))
+
+    def _kill_scheduler(self) -> None:
+        seat = self._scheduler()
+        self._fault(seat.name, "killed", seat.kill, seat.start)
+
+    def _ambush_scheduler(self) -> None:
+        seat, steps = self._scheduler(), self._random.randint(1, STEPS)
+
+        def begin() -> None:
+            if seat.process:
+                seat.process.ambush = (seat.process.steps + steps, seat.kill)
+
+        self._fault(seat.name, f"killed after {steps} steps", begin, lambda: _restarted(seat))
+
+    def _pause_scheduler(self) -> None:
+        """It wakes up and still believes that it leads."""
+        seat = self._scheduler()
+        if process := seat.process:
+            self._fault(seat.name, "paused", lambda: setattr(process, "paused", True),
+                        lambda: self._cluster.loop.resume(process))  # fmt: skip
+
+    def _store_down(self) -> None:
+        middle = self._cluster.middle
+        self._fault("store", "no quorum", lambda: middle.set_down(True), lambda: middle.set_down(False))
+
+    def _end_session(self) -> None:
+        middle = self._cluster.middle
+        if middle.sessions:
+            session = self._random.choice(sorted(middle.sessions))
+            who = middle.owners[session]
+            self._fault(who, f"session {session} ends", lambda: middle.end_session(session), lambda: None)
+
+
+def _restarted(one: Host | SchedulerSeat) -> None:
+    """Runs, if its ambush has killed it; else is spared."""
+    if one.process is not None:
+        one.process.ambush = None
+    if isinstance(one, Host):
+        one.start_agent()
+    else:
+        one.start()

@@ -1,0 +1,206 @@
+"""A host's engine: runs instances that behave as their image's tag says, and goes wrong in an engine's ways.
+
+`web:7-crash`: the seventh image of web, whose instances crash. What an agent asks for goes on when the agent is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from mesh.runtime import ExecResult, Facts, Instance, InstanceState, Launch, RuntimeFault, RuntimeUnavailable
+from mesh.spec.service import ServiceSpec
+from tests.fakes.runtime import FakeRuntime, Ground, Program
+from tests.simulation.clock import Process, VirtualLoop
+from tests.simulation.history import Ended, Fact, Started, ToldToStop
+
+_T = TypeVar("_T")
+
+PATIENCE = 10.0
+"""Seconds that an agent waits for its engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How instances of an image behave; times in seconds."""
+
+    starts_in: float = 0.1
+    ready_after: float | None = 0.3
+    crashes_after: float | None = None
+    refuses: bool = False  # cannot be started at all
+    is_stubborn: bool = False  # does not heed SIGTERM
+
+    @property
+    def is_good(self) -> bool:
+        return self.ready_after is not None and self.crashes_after is None and not self.refuses
+
+
+BEHAVIOURS = {
+    "good": Behaviour(),
+    "slow": Behaviour(starts_in=2.0, ready_after=4.0),
+    "stubborn": Behaviour(is_stubborn=True),
+    "crash": Behaviour(crashes_after=0.4),
+    "late": Behaviour(crashes_after=6.0),
+    "never": Behaviour(ready_after=None),
+    "refused": Behaviour(refuses=True),
+}
+GOOD = [name for name, behaviour in BEHAVIOURS.items() if behaviour.is_good]
+BAD = [name for name, behaviour in BEHAVIOURS.items() if not behaviour.is_good]
+
+
+def behaviour_of(spec: ServiceSpec) -> Behaviour:
+    return BEHAVIOURS[(spec.image or "").rpartition("-")[2]]
+
+
+class Engine(FakeRuntime):
+    """`hung`: takes requests and answers none; `unready`: instances whose health check fails for now."""
+
+    def __init__(self, loop: VirtualLoop, node: str, ground: Ground, record: Callable[[Fact], None]) -> None:
+        super().__init__(ground)
+        self.process = Process(f"{node} engine")
+        self.unready: set[str] = set()
+        self._loop = loop
+        self._node = node
+        self._record = record
+        self._asked: set[str] = set()
+
+    # ── what fate does ───────────────────────────────────────────────────────────────────────
+
+    def running(self) -> list[str]:
+        return sorted(id for id, one in self.ground.instances.items() if one.state is InstanceState.RUNNING)
+
+    def end(self, id: str, code: int | None = 1, *, oom: bool = False) -> None:
+        if id in self.ground.instances:  # else it vanished while somebody waited for its end
+            super().end(id, code, oom=oom)
+
+    def crash_all(self) -> None:
+        for id in self.running():
+            self.end(id, 137)
+
+    def vanish(self, id: str) -> None:
+        self._note_end(id, "vanished")
+        super().vanish(id)
+
+    # ── the runtime ──────────────────────────────────────────────────────────────────────────
+
+    async def start(self, launch: Launch) -> Instance:
+        behaviour = behaviour_of(launch.spec)
+        self._require_engine()
+        if behaviour.refuses:
+            raise RuntimeFault("exec format error")
+        await asyncio.sleep(behaviour.starts_in)
+        was_there = launch.assignment.id in self.ground.instances
+        instance = await super().start(launch)
+        if behaviour.crashes_after is not None and not was_there:
+            self._loop.call_later(behaviour.crashes_after, self.end, instance.id)
+        return instance
+
+    async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
+        self._require_engine()
+        self._record(ToldToStop(self._loop.time(), self._node, id, signal))
+        self._asked.add(id)
+        await super().signal_and_wait(id, signal, grace)
+
+    async def remove(self, id: str) -> None:
+        self._require_engine()
+        self._asked.add(id)
+        self._note_end(id, "removed")
+        await super().remove(id)
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
+        instance = self._require(id)
+        if instance.state is not InstanceState.RUNNING:
+            raise RuntimeFault(f"{id} does not run")
+        ready_after = behaviour_of(self.ground.launches[id].spec).ready_after
+        age = self._loop.time() - instance.started
+        is_ready = ready_after is not None and age >= ready_after and id not in self.unready
+        return ExecResult(0 if is_ready else 1, b"")
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _program(self, launch: Launch) -> Program:
+        return Program(ignores=frozenset(["SIGTERM"]) if behaviour_of(launch.spec).is_stubborn else frozenset())
+
+    def _changed(self, instance: Instance) -> None:
+        if instance.state is InstanceState.RUNNING:
+            instance = replace(instance, started=self._loop.time(), address=self._node)
+            spec = self.ground.launches[instance.id].spec
+            ports = frozenset(port.host_port for port in spec.ports.values() if port.host_port)
+            self._record(Started(self._loop.time(), self._node, instance.id, instance.service, instance.slot,
+                                 ports, bool(spec.volumes)))  # fmt: skip
+        else:
+            self._note_end(instance.id, f"exit code {instance.exit_code}")
+        super()._changed(instance)
+
+    def _note_end(self, id: str, how: str) -> None:
+        known = self.ground.instances.get(id)
+        if known is not None and known.state is InstanceState.RUNNING:
+            self._record(Ended(self._loop.time(), self._node, id, id in self._asked, how))
+
+
+class EngineLink:
+    """An agent's connection to its engine: `mesh.runtime.Runtime`."""
+
+    def __init__(self, loop: VirtualLoop, engine: Engine) -> None:
+        self._loop = loop
+        self._engine = engine
+
+    async def _ask(self, work: Coroutine[Any, Any, _T], patience: float = PATIENCE) -> _T:
+        answer: asyncio.Future[_T] = self._loop.create_future()
+
+        def deliver(task: asyncio.Task[_T]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if task.cancelled() or answer.done():
+                return
+            if error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        def give_up() -> None:
+            if not answer.done():
+                answer.set_exception(RuntimeUnavailable(f"the engine did not answer within {patience:g} s"))
+
+        self._loop.spawn(self._engine.process, work, "engine").add_done_callback(deliver)
+        timer = self._loop.later(patience, give_up)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+
+    async def facts(self) -> Facts:
+        return await self._ask(self._engine.facts())
+
+    async def instances(self) -> list[Instance]:
+        return await self._ask(self._engine.instances())
+
+    async def prepare(self, spec: ServiceSpec, progress: Callable[[str], None]) -> None:
+        await self._ask(self._engine.prepare(spec, progress))
+
+    async def start(self, launch: Launch) -> Instance:
+        return await self._ask(self._engine.start(launch))
+
+    async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
+        await self._ask(self._engine.signal_and_wait(id, signal, grace), PATIENCE + grace)
+
+    async def remove(self, id: str) -> None:
+        await self._ask(self._engine.remove(id))
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        async with contextlib.aclosing(self._engine.events()) as events:
+            async for id in events:
+                yield id
+
+    async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing(self._engine.logs(id, follow=follow, tail=tail)) as lines:
+            async for line in lines:
+                yield line
+
+    async def exec(self, id: str, command: Sequence[str], *, timeout: float | None = None) -> ExecResult:
+        return await self._ask(self._engine.exec(id, command, timeout=timeout))
+
+    async def close(self) -> None:
+        """Nothing to close."""

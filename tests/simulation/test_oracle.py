@@ -1,0 +1,144 @@
+"""Each rule of the oracle, shown a history that breaks it, and one that does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mesh.model import Assignment, Capacity, NodePlan, NodeReport, ReplicaReport, ReplicaState, ServicePlan
+from mesh.view import encode_document
+from tests.simulation.history import Ended, Offered, Said, Started, ToldToStop, Trouble, Written
+from tests.simulation.oracle import Oracle
+
+SPEC: dict[str, Any] = {"name": "web", "image": "web", "resources": {"memory": "1Gi"}}
+
+
+class History:
+    """Facts at the oracle, one per second."""
+
+    def __init__(self) -> None:
+        self.oracle = Oracle()
+        self.now = 0.0
+        self.index = 0
+
+    def write(self, key: str, document: msgspec.Struct | None, *, as_leader: bool | None = None) -> None:
+        self.now += 1
+        self.index += 1
+        value = encode_document(document) if document else None
+        self.oracle.observe(Written(self.now, f"mesh/{key}", value, self.index, "s", "s1", as_leader))
+
+    def report(self, **states: str) -> None:
+        replicas = [
+            ReplicaReport(id=id, service="web", slot=number, release=1, state=ReplicaState(state))
+            for number, (id, state) in enumerate(states.items(), 1)
+        ]
+        capacity = Capacity(cpu=1000, memory=2 * 2**30)
+        self.write("observed/nodes/n1", NodeReport(node="n1", address="n1", capacity=capacity, replicas=replicas))
+
+    def plan(self, *ids: str, spec: dict[str, Any] = SPEC, as_leader: bool = True) -> None:
+        replicas = [Assignment(id=id, service="web", slot=number, release=1) for number, id in enumerate(ids, 1)]
+        document = NodePlan(node="n1", replicas=replicas, specs={"web@1": spec})
+        self.write("planned/nodes/n1", document, as_leader=as_leader)
+        self.oracle.observe(Said(self.now, "", "the transaction is over"))
+
+    @property
+    def rules(self) -> list[str]:
+        return [violation.rule for violation in self.oracle.violations]
+
+
+def test_a_state_that_goes_back() -> None:
+    history = History()
+    history.report(a="starting")
+    history.report(a="ready")
+    history.report(a="running")  # its health check failed
+    assert history.rules == []
+    history.report(a="starting")
+    assert history.rules == ["c"]
+
+
+def test_a_node_over_its_capacity() -> None:
+    history = History()
+    history.report()
+    history.plan("a", "b")
+    assert history.rules == []
+    history.plan("a", "b", "c")
+    assert history.rules == ["b"]
+
+
+def test_a_host_port_that_is_used_twice() -> None:
+    history = History()
+    ports = frozenset([80])
+    history.oracle.observe(Started(1.0, "n1", "a", "web", 1, ports))
+    history.oracle.observe(Started(2.0, "n2", "b", "web", 2, ports))
+    history.oracle.observe(Ended(3.0, "n1", "a", asked=True))
+    history.oracle.observe(Started(4.0, "n1", "c", "web", 1, ports))
+    assert history.rules == []
+    history.oracle.observe(Started(5.0, "n1", "d", "web", 1, ports))
+    assert history.rules == ["b"]
+
+
+def test_a_plan_by_somebody_who_does_not_lead() -> None:
+    history = History()
+    history.plan("a")
+    assert history.rules == []
+    history.plan("b", as_leader=False)
+    assert history.rules == ["e"]
+
+
+def test_an_endpoint_that_is_long_gone() -> None:
+    history = History()
+    oracle = history.oracle
+    oracle.observe(Started(0.5, "n1", "a", "web", 1))
+    history.report(a="ready")
+    oracle.observe(Offered(2.0, "n2", {"a": "ready"}))
+    oracle.look(100.0)
+    oracle.observe(Ended(100.0, "n1", "a", asked=False))
+    oracle.look(102.0)
+    assert history.rules == []
+    oracle.look(104.0)
+    assert history.rules == ["d"]
+
+
+def test_an_endpoint_of_a_node_in_trouble_may_stay_a_while() -> None:
+    history = History()
+    oracle = history.oracle
+    oracle.observe(Started(0.5, "n1", "a", "web", 1))
+    history.report(a="ready")
+    oracle.observe(Offered(2.0, "n2", {"a": "ready"}))
+    oracle.observe(Trouble(100.0, "n1", "power cut", begins=True))
+    oracle.observe(Ended(100.0, "n1", "a", asked=False))
+    oracle.look(120.0)
+    assert history.rules == []
+    oracle.look(140.0)
+    assert history.rules == ["d"]
+
+
+def test_a_signal_to_what_is_still_offered() -> None:
+    history = History()
+    history.oracle.observe(Offered(1.0, "n1", {"a": "ready"}))
+    history.oracle.observe(ToldToStop(2.0, "n1", "a", "SIGTERM"))
+    assert history.rules == ["d"]
+
+
+def test_fewer_available_than_promised() -> None:
+    history = History()
+    oracle = history.oracle
+    for id, slot in (("a", 1), ("b", 2)):
+        oracle.observe(Started(0.5, "n1", id, "web", slot))
+    wish = ServicePlan(service="web", desired=2)
+    history.plan("a", "b")
+    history.write("desired/services/web", wish)
+    plan = {"number": 1, "hash": "h", "spec": SPEC}
+    history.write(
+        "planned/services/web", msgspec.convert({"service": "web", "desired": 2, "releases": [plan]}, ServicePlan)
+    )
+    history.report(a="ready", b="ready")
+    history.report(a="draining", b="ready")
+    assert history.rules == ["f"]
+
+
+def test_an_error_that_was_logged() -> None:
+    history = History()
+    history.oracle.observe(Said(1.0, "n1", "task failed", is_error=True))
+    assert history.rules == ["log"]
