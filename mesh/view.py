@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # a picture of the store needs no store
     from mesh.store import Entry
 
 
+MAX_CONFIG = 32 * 1024
+"""Bytes of one value under `desired/configs/`: it becomes a part of releases, of which ten are kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """A service as an operator wrote it: a valid spec, or what is wrong with it."""
@@ -60,6 +64,7 @@ class View:
     wishes: Mapping[str, Wish] = field(default_factory=dict)
     scale: Mapping[str, int] = field(default_factory=dict)
     commands: Mapping[str, Command] = field(default_factory=dict)
+    configs: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, model.NodeSettings] = field(default_factory=dict)
     routes: Mapping[str, TableRoute] = field(default_factory=dict)
     plans: Mapping[str, model.ServicePlan] = field(default_factory=dict)
@@ -178,6 +183,18 @@ def _scale(_: str, entry: Entry) -> int:
     return count
 
 
+def _config(_: str, entry: Entry) -> str:
+    if len(entry.value) > MAX_CONFIG:
+        raise ValueError(f"has {len(entry.value)} bytes, a config has at most {MAX_CONFIG}")
+    try:
+        text = entry.value.decode()
+    except UnicodeDecodeError:
+        raise ValueError("must be text in UTF-8") from None
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
 def _command(_: str, entry: Entry) -> Command:
     return Command(decode_document(entry.value, model.RolloutCommand), entry.modify_index)
 
@@ -195,6 +212,7 @@ class ViewReader:
         self._wishes = _Decoded(keys.services, _wish)
         self._scale = _Decoded(keys.scale(""), _scale)
         self._commands = _Decoded(keys.rollout(""), _command)
+        self._configs = _Decoded(keys.config_value(""), _config)
         self._settings = _Decoded(keys.node_settings(""), _document(model.NodeSettings))
         self._routes = _Decoded(keys.route(""), _route)
         self._plans = _Decoded(keys.planned_services, _document(model.ServicePlan))
@@ -212,6 +230,7 @@ class ViewReader:
             wishes=self._wishes.update(entries, problems, unreadable),
             scale=self._scale.update(entries, problems, unreadable),
             commands=self._commands.update(entries, problems, unreadable),
+            configs=self._configs.update(entries, problems, unreadable),
             settings=self._settings.update(entries, problems, unreadable),
             routes=self._routes.update(entries, problems, unreadable),
             plans=self._plans.update(entries, problems, unreadable),

@@ -82,7 +82,7 @@ def draw(spec: ServiceSpec, canonical: Mapping[str, Any]) -> Blueprint:
     errors += contradictions(constraints)
     size = len(json.dumps(canonical))
     if size > MAX_SPEC:
-        errors.append(f"the spec has {size} bytes, more than {MAX_SPEC}: move large values to desired/configs/")
+        errors.append(f"the spec, with the values of its configs, has {size} bytes, more than {MAX_SPEC}: use files")
     if errors:
         raise SpecError(errors)
     resources = spec.resources

@@ -31,11 +31,13 @@ PREEMPTED = "preempted by"
 class Scene:
     """What all services of one reconcile have in common.
 
-    `alive` tells whether a replica of a node has not ended yet, `demands` what lies on a node; `busy` are drained
-    nodes that run more than global services; `watched_since`: when this leader began to look.
+    `configs` are the values that specs may name; `alive` tells whether a replica of a node has not ended yet, `demands`
+    what lies on a node; `busy` are drained nodes that run more than global services; `watched_since`: when this leader
+    began to look.
     """
 
     hosts: Hosts
+    configs: Mapping[str, str]
     alive: Callable[[str, str], bool]
     demands: Callable[[str], Iterable[Demand]]
     busy: Collection[str]

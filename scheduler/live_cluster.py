@@ -36,7 +36,7 @@ def live_cluster(view: View) -> Cluster:
 
 def _plan(view: View, name: str) -> ServicePlan:
     """The service's plan once its newest wish has been looked at."""
-    return releases.accept(view.plans.get(name, ServicePlan(service=name)), view.wishes[name], _NOW)
+    return releases.accept(view.plans.get(name, ServicePlan(service=name)), view.wishes[name], view.configs, _NOW)
 
 
 def _site(host: Host) -> Site:

@@ -14,6 +14,7 @@ from mesh.scheduler.classify import Replica
 from mesh.scheduler.decision import Decision, Scene
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
 from mesh.scheduler.placement import Node, Refusal, Request
+from mesh.scheduler.releases import config_names
 from mesh.view import Command, View, Wish
 
 Muster = Mapping[str, Sequence[Replica]]
@@ -47,6 +48,7 @@ class Settled:
     wish: Wish | None
     scale: int | None
     command: Command | None
+    configs: Mapping[str, str | None]  # that the wish names
     muster: Muster
     watched_since: float
     until: float
@@ -61,6 +63,7 @@ class Settled:
             and self.wish is view.wishes.get(name)
             and self.scale == view.scale.get(name)
             and self.command is view.commands.get(name)
+            and all(view.configs.get(config) == value for config, value in self.configs.items())
             and scene.now < self.until
             and self.watched_since == scene.watched_since
             and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
@@ -73,7 +76,11 @@ def settled(decision: Decision, muster: Muster) -> Settled | None:
         return None
     given, scene = decision.given, decision.given.scene
     until = min((at for at in decision.wake if at > scene.now), default=float("inf"))
-    known = Settled(decision, given.plan, given.wish, given.scale, given.command, muster, scene.watched_since, until)
+    names = config_names(given.wish.spec).values() if given.wish and given.wish.spec else ()
+    configs = {name: scene.configs.get(name) for name in names}
+    known = Settled(
+        decision, given.plan, given.wish, given.scale, given.command, configs, muster, scene.watched_since, until
+    )
     del decision.given  # the picture of then would be kept for as long as the decision is
     if decision.plan.kind == "global" or any(one.condition is Condition.GONE for one in given.replicas):
         return replace(known, hosts=scene.hosts, busy=scene.busy)

@@ -121,7 +121,8 @@ def decide(given: Input) -> Decision:
         if not given.plan.deleted:
             gone.story.tell("deleted: stopping all replicas", "", "the wish is gone")
         return gone
-    plan = releases.accept(msgspec.structs.replace(given.plan, deleted=False), given.wish, given.scene.now)
+    known, scene = msgspec.structs.replace(given.plan, deleted=False), given.scene
+    plan = releases.accept(known, given.wish, scene.configs, scene.now)
     if not plan.releases:
         return Removal(given, plan, buckets, "no release")
     if plan.kind in ("job", "cron"):
@@ -146,7 +147,7 @@ class _Round:
         self.allotment = Allotment()
         self.faults: list[str] = []
         busy = busy_nodes(self._tenancies, view.plans)
-        self._scene = Scene(hosts, self._alive, self._demands, busy, memory.since or now, now)
+        self._scene = Scene(hosts, view.configs, self._alive, self._demands, busy, memory.since or now, now)
 
     def carry_out(self, new_id: Callable[[], str]) -> tuple[View, Memory]:
         """The picture as it is to be, and what is remembered."""

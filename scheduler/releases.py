@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
 from mesh.model import PublishedPort, Release, ServicePlan
 from mesh.scheduler import rollout
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, draw
+from mesh.scheduler.sentences import listed
 from mesh.spec.errors import SpecError
-from mesh.spec.service import ServiceSpec
+from mesh.spec.service import ConfigRef, ServiceSpec
 from mesh.view import Wish
 
 MAX_RELEASES = 10
@@ -18,19 +19,24 @@ MAX_RELEASE_BYTES = 128 * 1024
 """Of all specs that one service keeps; its plan must fit into one value of the store."""
 
 
-def accept(plan: ServicePlan, wish: Wish, now: float) -> ServicePlan:
-    """The plan once the newest wish has been looked at. An unusable wish leaves the last release in force."""
-    if wish.index == plan.spec_index and not plan.errors:
+def accept(plan: ServicePlan, wish: Wish, configs: Mapping[str, str], now: float) -> ServicePlan:
+    """The plan once the newest wish and the configs that it names have been looked at.
+
+    A wish that is unusable leaves the last release in force. A job runs once for its spec, whatever becomes of configs.
+    """
+    known_wish = wish.index == plan.spec_index and not plan.errors
+    if known_wish and (wish.spec is None or wish.spec.kind == "job" or not config_names(wish.spec)):
         return plan
     if wish.spec is None:
         return msgspec.structs.replace(plan, spec_index=wish.index, errors=list(wish.errors))
-    canonical = wish.spec.canonical()
     try:
-        draw(wish.spec, canonical)
+        spec = resolved(wish.spec, configs)
+        canonical = spec.canonical()
+        draw(spec, canonical)
     except SpecError as error:
         return msgspec.structs.replace(plan, spec_index=wish.index, errors=error.errors)
-    plan = msgspec.structs.replace(plan, spec_index=wish.index, errors=[], kind=wish.spec.kind)
-    digest = wish.spec.digest()
+    plan = msgspec.structs.replace(plan, spec_index=wish.index, errors=[], kind=spec.kind)
+    digest = spec.digest()
     if (known := _wished(plan)) is not None and known.hash == digest:
         return plan
     release = Release(
@@ -38,9 +44,34 @@ def accept(plan: ServicePlan, wish: Wish, now: float) -> ServicePlan:
         hash=digest,
         spec=canonical,
         created=now,
-        cause=f"spec@{wish.index}",
+        cause=_changed(wish.spec, spec, known) if known_wish and known else f"spec@{wish.index}",
     )
     return start(plan, release, now)
+
+
+def config_names(spec: ServiceSpec) -> dict[str, str]:
+    """The configs that a spec names, by the variable that takes the value."""
+    return {variable: value.config for variable, value in spec.env.items() if isinstance(value, ConfigRef)}
+
+
+def resolved(spec: ServiceSpec, configs: Mapping[str, str]) -> ServiceSpec:
+    """The spec with the values of its configs: what a release keeps, so that a rollback brings them back too.
+
+    Raises:
+        SpecError: for configs that are not there.
+    """
+    names = config_names(spec)
+    if missing := [(variable, name) for variable, name in names.items() if name not in configs]:
+        raise SpecError([f"env.{variable}: there is no config {name!r}: write it to desired/configs/{name}"
+                         for variable, name in missing])  # fmt: skip
+    values = {variable: configs[name] for variable, name in names.items()}
+    return spec.model_copy(update={"env": {**spec.env, **values}}) if values else spec
+
+
+def _changed(named: ServiceSpec, spec: ServiceSpec, known: Release) -> str:
+    before = known.spec.get("env", {})
+    names = {name for variable, name in config_names(named).items() if before.get(variable) != spec.env[variable]}
+    return f"config {listed(sorted(names))} changed"
 
 
 def start(plan: ServicePlan, release: Release, now: float, message: str = "") -> ServicePlan:

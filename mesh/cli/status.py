@@ -23,6 +23,8 @@ from mesh.model import (
     Want,
 )
 from mesh.scheduler.commands import waiting_canaries
+from mesh.scheduler.releases import resolved
+from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec
 from mesh.view import View
 
@@ -294,7 +296,7 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     if plan.errors:
         return Progress("refused", faults=plan.errors)
     newest = plan.releases[-1] if plan.releases else None
-    if newest is None or newest.hash != spec.digest():
+    if newest is None or newest.hash != _digest(spec, view):
         if newest is not None and newest.number > before:
             return Progress("replaced", faults=[plan.rollout.message or f"release {newest.number} took its place"])
         return Progress("waits for the scheduler")
@@ -311,6 +313,14 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     text = f"release {newest.number}: {here}/{wanted} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
     return Progress(text, done=settled and here >= wanted)
+
+
+def _digest(spec: ServiceSpec, view: View) -> str:
+    """Of the release that the spec makes; of none, while a config is missing."""
+    try:
+        return resolved(spec, view.configs).digest()
+    except SpecError:
+        return ""
 
 
 def _canary_progress(plan: ServicePlan) -> Progress:

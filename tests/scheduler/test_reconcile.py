@@ -143,7 +143,7 @@ def test_a_plan_that_would_outgrow_one_value_of_the_store_is_not_made() -> None:
         ({"replicaz": 1}, "unknown field"),
         ({"placement": {"constraints": ["zone ~ eu"]}}, "placement.constraints.0"),
         ({"kind": "cron", "schedule": {"cron": "0 0 31 2 *"}}, "February has no day 31"),
-        ({"env": {"TEXT": "x" * 70_000}}, "move large values"),
+        ({"env": {"TEXT": "x" * 70_000}}, "use files"),
     ],
 )
 def test_a_broken_spec_changes_nothing_that_runs(spec: dict[str, Any], error: str) -> None:

@@ -82,6 +82,7 @@ class World:
         self.wishes: dict[str, Wish] = {}
         self.scale: dict[str, int] = {}
         self.commands: dict[str, Command] = {}
+        self.configs: dict[str, str] = {}
         self.config = ClusterConfig()
         self.plans: dict[str, ServicePlan] = {}
         self.node_plans: dict[str, NodePlan] = {}
@@ -130,6 +131,13 @@ class World:
         """Writes what an operator wants of a rollout."""
         self.index += 1
         self.commands[name] = Command(RolloutCommand(action=action, release=release, to=to), self.index)
+        self._dirty = True
+
+    def set_config(self, name: str, value: str | None) -> None:
+        if value is None:
+            del self.configs[name]
+        else:
+            self.configs[name] = value
         self._dirty = True
 
     def set_node(self, name: str, availability: str = "active", **labels: str) -> None:
@@ -255,6 +263,7 @@ class World:
             wishes=dict(self.wishes),
             scale=dict(self.scale),
             commands=dict(self.commands),
+            configs=dict(self.configs),
             settings=dict(self.settings),
             plans=dict(self.plans),
             node_plans=dict(self.node_plans),

@@ -98,3 +98,18 @@ def test_an_impossible_scale_is_a_problem(count: object) -> None:
 def test_documents_survive_the_round_trip() -> None:
     plan = ServicePlan(service="web", vip="10.96.0.1", errors=["no"])
     assert decode_document(encode_document(plan), ServicePlan) == plan
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"\xff", "must be text in UTF-8"),
+        (b"a\0b", "must not contain a NUL character"),
+        (b"x" * 40_000, "has 40000 bytes"),
+    ],
+)
+def test_a_config_is_text_of_bounded_length(value: bytes, problem: str) -> None:
+    key = KEYS.config_value("mode")
+    view = ViewReader(KEYS).read({key: Entry(key, value, 5)})
+    assert not view.configs
+    assert problem in view.problems[0]
