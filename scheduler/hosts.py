@@ -64,6 +64,7 @@ class Memory:
     braked: bool = False  # more than half of the nodes were gone at the last look
     calm_since: float = 0.0  # since when they are not
     gone: Mapping[str, float] = field(default_factory=dict)
+    lapsed: Mapping[str, float] = field(default_factory=dict)  # since when sessions are over, heard or not
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     hosts: Hosts | None = None
     rebalanced: float = 0.0  # when what runs was last looked at for better places
@@ -144,14 +145,15 @@ class Hearing:
             case _:
                 return True
 
-    def give_up_at(self, node: str, gone: float, held: bool, lost_after: float) -> float:
-        """When a node that is silent since `gone` by our memory may be replaced at the earliest."""
+    def give_up_at(self, node: str, gone: float, held: bool, calm: float, lost_after: float) -> float:
+        """When a node may be replaced at the earliest, silent since `gone` by our memory; no brake since `calm`."""
+        by_session = max(gone, calm) + lost_after
         sight = self.sights.get(node)
         if sight is None or sight.sign is Sign.ANSWERS:
-            return gone + lost_after
+            return by_session
         if sight.sign in (Sign.REFUSES, Sign.ACCEPTS):
-            return float("inf") if held else max(gone + lost_after, sight.since + UP_GRACE)
-        return max(sight.since, gone - self.pace.suspect) + self.pace.give_up
+            return float("inf") if held else max(by_session, sight.since + UP_GRACE)
+        return max(sight.since, calm) + self.pace.give_up
 
 
 NO_HEARING = Hearing()
@@ -162,6 +164,7 @@ def remember(view: View, memory: Memory, now: float, hearing: Hearing = NO_HEARI
     gone = {node: memory.gone.get(node, now)
             for node in view.nodes.keys() | view.node_plans.keys()
             if hearing.is_silent(node, view.nodes.get(node))}  # fmt: skip
+    lapsed = {node: memory.lapsed.get(node, now) for node in gone if not _is_held(view, node)}
     sightings = {
         name: _sighting(seen, view.node_plans.get(name), memory.sightings.get(name), now)
         for name, seen in view.nodes.items()
@@ -172,6 +175,7 @@ def remember(view: View, memory: Memory, now: float, hearing: Hearing = NO_HEARI
         braked=braked,
         calm_since=now if braked or memory.braked else memory.calm_since,
         gone=gone,
+        lapsed=lapsed,
         sightings=sightings,
         hosts=memory.hosts,
         rebalanced=memory.rebalanced,
@@ -220,8 +224,9 @@ def survey(
         if _is_confirmed(view, node):
             due[node] = now
         elif not frozen:
-            held = node in view.nodes and view.nodes[node].held
-            due[node] = hearing.give_up_at(node, max(since, memory.calm_since), held, lost_after)
+            due[node] = hearing.give_up_at(node, since, _is_held(view, node), memory.calm_since, lost_after)
+            if _has_singleton(view.node_plans[node]):
+                due[node] = max(due[node], memory.lapsed.get(node, float("inf")) + lost_after)
     before = memory.hosts
     hosts: dict[str, Host] = {}
     doubts: dict[str, NodeDoubt] = {}
@@ -273,6 +278,15 @@ def _dated(doubts: Mapping[str, NodeDoubt], before: ClusterPlan, now: float) -> 
         name: replace(doubt, since=old.since if (old := before.nodes.get(name)) and old.state == doubt.state else now)
         for name, doubt in doubts.items()
     }
+
+
+def _is_held(view: View, node: str) -> bool:
+    return node in view.nodes and view.nodes[node].held
+
+
+def _has_singleton(plan: NodePlan) -> bool:
+    """It runs what must never run twice. Cut off, that stops by itself before the session ends, and not sooner."""
+    return any(spec.get("singleton") for spec in plan.specs.values())
 
 
 def _is_confirmed(view: View, node: str) -> bool:

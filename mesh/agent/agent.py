@@ -22,6 +22,7 @@ from mesh.agent.events import (
     Action,
     Event,
     Hindered,
+    Isolated,
     Listed,
     Moment,
     Planned,
@@ -66,6 +67,10 @@ ENGINE_RETRY = 1.0
 STORE_RETRIES = (0.2, 2.0)
 SAY_EVERY = 5.0
 """Seconds between the lines that say that the store is away at the start."""
+
+ISOLATED_AFTER = 1.5
+"""TTLs without a confirmed session until singletons are stopped, which takes up to `WITHDRAWAL` and their grace."""
+ISOLATION_LOOK = 0.5
 
 PATIENCE = 5.0
 """Seconds for actions that are under way when everything is to be removed."""
@@ -148,7 +153,8 @@ class Agent:
             for prefix in self._prefixes():
                 group.create_task(self._watch(prefix), name=f"watch {prefix}")
             for loop in (self._read_store, self._publish_tables, self._list_instances, self._hear_runtime,
-                         self._hear_workers, self._hear_nodes, self._prober.run, self._reporter.run):  # fmt: skip
+                         self._hear_workers, self._hear_nodes, self._mind_isolation, self._prober.run,
+                         self._reporter.run):  # fmt: skip
                 group.create_task(loop(), name=loop.__name__)
 
     async def close(self, *, leave: bool = False) -> None:
@@ -347,6 +353,13 @@ class Agent:
         while True:
             await self._prober.news.wait()
             self._stale.set()
+
+    async def _mind_isolation(self) -> None:
+        """A session lapses after twice its TTL; singletons are gone before that."""
+        while True:
+            await asyncio.sleep(ISOLATION_LOOK)
+            if self._reporter.isolation > ISOLATED_AFTER * self._settings.session_ttl:
+                self._handle(Isolated())
 
     # ── what it says of itself ───────────────────────────────────────────────────────────────
 

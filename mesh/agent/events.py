@@ -44,6 +44,11 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Isolated:
+    """The store has not confirmed this node's session for so long that another node may soon get its singletons."""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     id: str
     text: str
@@ -102,7 +107,7 @@ class Tick:
 
 
 Event = (
-    Remembered | Planned | Listed | Progress | Prepared | Started | Verdict | Withdrawn
+    Remembered | Planned | Listed | Isolated | Progress | Prepared | Started | Verdict | Withdrawn
     | Signalled | Explained | Removed | Hindered | Tick
 )  # fmt: skip
 

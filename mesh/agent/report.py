@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -66,7 +67,16 @@ class Reporter:
         self._written = 0
         self._progress = asyncio.Condition()
         self._tasks = Tasks()
+        self._confirmed = time.monotonic()
         self.problem = ""
+
+    @property
+    def isolation(self) -> float:
+        """Seconds since the store last confirmed that this node's session lives."""
+        now = time.monotonic()
+        if self._lock and not self._lock.is_lost:
+            self._confirmed = now - self._lock.session.age
+        return now - self._confirmed
 
     async def claim(self) -> NodeReport | None:
         """Takes the node's key, also from an earlier life of this agent; what was in it.

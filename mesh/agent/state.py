@@ -25,6 +25,7 @@ from mesh.agent.events import (
     Explain,
     Explained,
     Hindered,
+    Isolated,
     Listed,
     Moment,
     Planned,
@@ -56,6 +57,11 @@ LONGEST_RETRY = 30.0
 """Seconds between attempts of an action that an absent engine or store hinders."""
 
 
+ISOLATED = "stopped: it must never run twice, and this node is cut off from the store"
+ISOLATION_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL for a singleton on a node that is cut off."""
+
+
 # ── the machine ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -72,6 +78,7 @@ class Replica:
     instance: Instance | None = None  # as last seen
     exit: Exit | None = None
     doomed: str = ""  # why it must end though it is wanted
+    isolated: bool = False  # it must end fast: another node may get its slot
     busy: type[Action] | None = None  # the action under way
     prepared: bool = False  # its image is here
     launched: bool = False  # its instance was once seen running
@@ -143,6 +150,8 @@ class AgentState:
                 self._take_plan(plan, now)
             case Listed(instances, asked):
                 self._take_listing(instances, asked, now)
+            case Isolated():
+                self._end_singletons()
             case Tick():
                 pass
             case _:
@@ -191,6 +200,12 @@ class AgentState:
             replica.assignment, replica.listed = assignment, True
             if replica.spec is None:
                 self._read_spec(replica, plan, now)
+
+    def _end_singletons(self) -> None:
+        """What must never run twice ends before another node may begin it."""
+        for replica in self.replicas.values():
+            if replica.spec and replica.spec.singleton and not replica.state.ended and not replica.doomed:
+                replica.doomed, replica.isolated = ISOLATED, True
 
     def _read_spec(self, replica: Replica, plan: NodePlan, now: Moment) -> None:
         key = spec_key(replica.assignment.service, replica.assignment.release)
@@ -398,7 +413,8 @@ def _retire(replica: Replica, now: Moment) -> Action | None:
     if now.ticks < replica.drained:
         return None
     stop = replica.spec.stop if replica.spec else Stop()
-    return Signal(replica.id, stop.signal, stop.grace)
+    grace = min(stop.grace, ISOLATION_GRACE) if replica.isolated else stop.grace
+    return Signal(replica.id, stop.signal, grace)
 
 
 def _bury(replica: Replica) -> Action | None:

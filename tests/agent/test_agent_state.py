@@ -16,6 +16,7 @@ from mesh.agent.events import (
     Explain,
     Explained,
     Hindered,
+    Isolated,
     Listed,
     Moment,
     Planned,
@@ -358,6 +359,23 @@ def test_a_missing_spec_is_told(machine: Machine) -> None:
     machine.seen()
     machine.handle(Planned(NodePlan(node="n1", replicas=[assignment()])))
     assert (machine.report().state, machine.report().message) == ("failed", "the node's plan has no spec web@1")
+
+
+def test_a_singleton_of_an_isolated_node_ends_without_drain_and_fast(machine: Machine) -> None:
+    machine.running({**WEB, "singleton": True})
+    assert kinds(machine.handle(Isolated())) == ["Withdraw"]
+    (end,) = machine.handle(Withdrawn(ID))
+    assert isinstance(end, Signal)
+    assert end.grace == 2.0
+    machine.handle(Signalled(ID))
+    assert machine.report().state == "failed"
+    assert "cut off from the store" in machine.report().message
+
+
+def test_anything_else_runs_on_while_its_node_is_isolated(machine: Machine) -> None:
+    machine.running()
+    assert machine.handle(Isolated()) == []
+    assert machine.report().state == "ready"
 
 
 def test_an_unknown_replica_is_no_error(machine: Machine) -> None:

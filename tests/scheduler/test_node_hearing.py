@@ -131,6 +131,20 @@ def test_a_confirmed_loss_means_one_life_of_the_node() -> None:
     assert world.spread()["n1"] == 1
 
 
+def test_a_singleton_is_not_begun_elsewhere_before_its_node_s_session_is_over() -> None:
+    world = running(replicas=1, singleton=True)
+    (home,) = world.spread()
+    hear(world, **{home: Sign.SILENT})
+    world.run(19)
+    assert world.spread() == {home: 1}
+    world.nodes[home].held = False
+    world._dirty = True
+    world.run(4)
+    assert world.spread() == {home: 1}
+    world.run(2)
+    assert home not in world.spread()
+
+
 def test_lost_packets_are_shown_and_move_nothing() -> None:
     world = running()
     before = world.ready()
