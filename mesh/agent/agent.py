@@ -72,6 +72,9 @@ ISOLATED_AFTER = 1.5
 """TTLs without a confirmed session until singletons are stopped, which takes up to `WITHDRAWAL` and their grace."""
 ISOLATION_LOOK = 0.5
 
+ANEW = (2.7, 1.5, 1.5, 2.0)
+"""Seconds from one asking anew to the next, after a node has fallen silent."""
+
 PATIENCE = 5.0
 """Seconds for actions that are under way when everything is to be removed."""
 
@@ -121,6 +124,8 @@ class Agent:
         self._localise = Localiser("route", 1)
 
         self._echo = echo
+        self._silent: set[str] = set()
+        self._anew = asyncio.Event()  # set for a moment: watches are to be asked anew
         self._prober = NodeProber(settings.node, echo)
 
         self._route_secrets = RouteSecrets(store, self._keys, workers.give_secrets)
@@ -282,6 +287,27 @@ class Agent:
                 keys.config, keys.route("")]  # fmt: skip
 
     async def _watch(self, prefix: str) -> None:
+        """Follows a prefix; anew whenever a node has fallen silent: Consul may have asked a server on it, and waits."""
+        while True:
+            watching = asyncio.create_task(self._follow(prefix))
+            anew = asyncio.create_task(self._anew.wait())
+            try:
+                await asyncio.wait((watching, anew), return_when=asyncio.FIRST_COMPLETED)
+                if watching.done():
+                    watching.result()
+            finally:
+                for task in (watching, anew):
+                    task.cancel()
+                await asyncio.gather(watching, anew, return_exceptions=True)
+
+    async def _ask_anew(self) -> None:
+        """Consul's own failure detector takes some seconds to send its questions elsewhere."""
+        for pause in ANEW:
+            await asyncio.sleep(pause)
+            self._anew.set()
+            self._anew.clear()
+
+    async def _follow(self, prefix: str) -> None:
         async for change in self._store.watch(prefix):
             self._entries[prefix] = change.entries
             self._index = max(self._index, change.index)
@@ -352,6 +378,10 @@ class Agent:
     async def _hear_nodes(self) -> None:
         while True:
             await self._prober.news.wait()
+            silent = {name for name, sight in self._prober.sights.items() if sight.sign is Sign.SILENT}
+            if silent - self._silent:
+                self._tasks.spawn(self._ask_anew(), "ask anew")
+            self._silent = silent
             self._stale.set()
 
     async def _mind_isolation(self) -> None:
