@@ -116,8 +116,8 @@ class RequestFields:
     """What the version and the fields of a request mean; the same object for all requests that have the same."""
 
     __slots__ = (
-        "chunked", "expect", "fields", "forwarded", "framing", "has_body", "host", "keep_alive", "length", "lines",
-        "request_id", "trace", "upgrade", "version",
+        "_known", "chunked", "expect", "fields", "forwarded", "framing", "has_body", "host", "keep_alive", "length",
+        "lines", "request_id", "trace", "upgrade", "version",
     )  # fmt: skip
 
     version: int  # 0 or 1: the minor version
@@ -135,13 +135,12 @@ class RequestFields:
     trace: Trace | None  # as sent, if it is one
     forwarded: dict[bytes, list[bytes]]  # forwarding fields as sent: to be believed only of trusted peers
 
-    def has(self, name: bytes, value: bytes) -> bool:
-        """Whether a field of this name (lower case) has just this value."""
-        return any(value == found and name == spelled.lower() for spelled, found in self.fields)
+    def __init__(self, known: dict[bytes, list[bytes]]) -> None:
+        self._known = known
 
-    def first(self, name: bytes) -> bytes:
-        """The value of the first field of this name (lower case); empty if there is none."""
-        return next((value for spelled, value in self.fields if name == spelled.lower()), b"")
+    def values(self, name: bytes) -> list[bytes]:
+        """Of all fields of this name (lower case), as the client sent them."""
+        return self._known.get(name) or [value for spelled, value in self.fields if name == spelled.lower()]
 
 
 class Request:
@@ -237,7 +236,7 @@ def _request_fields(rest: bytes) -> RequestFields:
     options = _options(known)
     if sensitive := {option for option in options if option in _NEVER_NOMINATED or option.startswith(b"x-forwarded-")}:
         raise Malformed(f"a Connection field that names {min(sensitive).decode()}")
-    fields = RequestFields()
+    fields = RequestFields(known)
     fields.version = version
     fields.host = _host(known.get(b"host"), version)
     fields.length, fields.chunked = _framing(known, version)

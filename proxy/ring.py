@@ -84,13 +84,12 @@ def hash_key(hash_of: str, request: Request, origin: Origin) -> bytes | None:
         wanted = wanted.lower()
         if wanted == b"host":
             return request.asked_host
-        return next((value for spelled, value in request.fields.fields if spelled.lower() == wanted), None)
-    for spelled, value in request.fields.fields:
-        if spelled.lower() == b"cookie":
-            for cookie in value.split(b";"):
-                found, _, content = cookie.partition(b"=")
-                if found.strip() == wanted:
-                    return content.strip()
+        return next(iter(request.fields.values(wanted)), None)
+    for value in request.fields.values(b"cookie"):
+        for cookie in value.split(b";"):
+            found, _, content = cookie.partition(b"=")
+            if found.strip() == wanted:
+                return content.strip()
     return None
 
 

@@ -93,7 +93,7 @@ class Meeting(Generic[W]):
         """Whether a request whose host and path match meets the rest of its conditions."""
         if self._methods and request.method not in self._methods:
             return False
-        return all(request.fields.has(name, value) for name, value in self._headers)
+        return all(value in request.fields.values(name) for name, value in self._headers)
 
     def wait(self, request: Request, client: bytes, now: float) -> float:
         """Seconds until a request like this one is within the rule's limits; 0: it is."""
@@ -102,7 +102,8 @@ class Meeting(Generic[W]):
             return 0.0
         if isinstance(limit, TokenBucket):
             return limit.take(now)
-        return limit.take(request.fields.first(self._limit_by) if self._limit_by else client, now)
+        key = next(iter(request.fields.values(self._limit_by)), b"") if self._limit_by else client
+        return limit.take(key, now)
 
     def moved(self, change: Redirect | Rewrite, path: bytes, target: bytes) -> bytes:
         """The target that a redirect or rewrite makes of `target`, whose path as compared is `path`."""

@@ -65,6 +65,9 @@ RULES = [
     rule("write", "shop.example.com", "/api", "POST PUT"),
     rule("case", "CASE.example.com"),
     rule("only", "only.example.com", "/only"),
+    rule("socket", "case.example.com", Upgrade="websocket"),
+    rule("secure", "case.example.com", **{"X-Forwarded-Proto": "https"}),
+    rule("traced", "case.example.com", **{"X-Request-Id": "7"}),
 ]
 
 ASKED = [
@@ -87,6 +90,9 @@ ASKED = [
     ("shop.example.com", "/api%2Fv2", [], "shop"),
     ("shop.example.com", "/.well-known/x", [], "shop"),
     ("case.example.com", "/", [], "case"),
+    ("case.example.com", "/", ["Connection: Upgrade", "Upgrade: websocket"], "socket"),
+    ("case.example.com", "/", ["x-forwarded-proto: https"], "secure"),
+    ("case.example.com", "/", ["x-request-id: 7"], "traced"),
     ("a.example.com", "/", [], "wild"),
     ("a.example.com", "/api/v2/x", [], "wild-api"),
     ("a.b.example.com", "/", [], "deep"),
