@@ -55,6 +55,7 @@ class Exchange(Tries):
     _keep_alive = False
     _chunk_response = False
     _framed = True  # the client can tell where the response ends
+    _hoping = False  # the client sends its body once the endpoint says 100 Continue
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class Exchange(Tries):
         self.client = client
         self.route = route
         self._head = headers.request_head(request, client.origin, backend.host)
+        if request.expect:
+            self._hoping = self.request_open
 
     @property
     def head(self) -> bytes:
@@ -170,6 +173,11 @@ class Exchange(Tries):
         """The client's further bytes belong to this request and can go on."""
         return self._connection is not None and self.request_open
 
+    @property
+    def _body_is_due(self) -> bool:
+        """It is the client's turn."""
+        return self.request_open and not self._hoping
+
     def feed(self, data: bytes) -> bytes:
         """Takes bytes of the body from the client; returns those behind its end.
 
@@ -178,6 +186,7 @@ class Exchange(Tries):
         """
         assert self._body is not None
         assert self._connection is not None
+        self._hoping = False
         payload, rest, size = self._body.feed(data)
         self.bytes_in += size
         self.backend.stats.bytes_in += size
@@ -195,7 +204,9 @@ class Exchange(Tries):
     def informational(self, response: Response) -> None:
         """1xx: `100 Continue` goes on to a client that waits for it, others stay here."""
         if response.status == 100 and self.request.expect:
+            self._hoping = False
             self.client.write(headers.CONTINUE)
+            self._set_deadline()
 
     def response_started(self, response: Response, payload: bytes) -> bool:
         """The response's head, with what has come of its body. False: another endpoint is tried instead."""
@@ -356,7 +367,7 @@ class Exchange(Tries):
         """Sets when the client's connection calls `expired`."""
         policy = self.policy
         wheel = self.client.context.wheel
-        if self._streaming or self.request_open:
+        if self._streaming or self._body_is_due:
             deadline = wheel.now + policy.idle_timeout
         elif "timeout" in policy.retry_on and self._replayable and self.request.method in IDEMPOTENT:
             deadline = min(self._deadline, wheel.now + policy.per_try_timeout)
@@ -376,7 +387,7 @@ class Exchange(Tries):
         elif self._streaming:
             self.backend.stats.failed("idle-timeout")
             self._break_off("idle-timeout")
-        elif self.request_open and not self.client.upstream_full:
+        elif self._body_is_due and not self.client.upstream_full:
             self._failure = "the request's body stopped coming"
             self._give_up(408, "client-timeout")
         else:

@@ -21,7 +21,10 @@ from mesh.proxy.timers import NEVER, Timed
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request's head to its last."""
 LINGER = 1.0
-"""Seconds in which a client that was refused may still send, so that it reads our answer and not a reset."""
+"""Seconds without a byte after which a client that was answered before it had sent all is cut off. Until then it may
+send, so that it reads our answer and not a reset."""
+MAX_LINGER = 30.0
+"""Seconds after which it is cut off even if it goes on sending (nginx's)."""
 FLUSH = 10.0
 """Seconds for the last bytes to go out to a client that reads slowly."""
 MAX_WAITING = 64 * 1024
@@ -55,7 +58,7 @@ class ClientConnection(Timed):
     """
 
     __slots__ = (
-        "_address", "_advancing", "_buffer", "_eof", "_exchange", "_lingering", "_reading", "_site", "_write_paused",
+        "_address", "_advancing", "_buffer", "_eof", "_exchange", "_linger_until", "_reading", "_site", "_write_paused",
         "context", "origin", "transport", "upstream_full",
     )  # fmt: skip
 
@@ -72,7 +75,7 @@ class ClientConnection(Timed):
         self._buffer = b""
         self._advancing = False
         self._eof = False
-        self._lingering = False
+        self._linger_until = 0.0  # not 0: what the client sends goes nowhere
         self._reading = True
         self.upstream_full = False
         self._write_paused = False
@@ -96,7 +99,8 @@ class ClientConnection(Timed):
         self._wait_for_next()
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering:
+        if self._linger_until:
+            self._keep_lingering()
             return
         self._buffer = self._buffer + data if self._buffer else data
         self.advance()
@@ -106,7 +110,7 @@ class ClientConnection(Timed):
         if self._exchange is not None and self._exchange.tunnel is not None:
             return self._exchange.tunnel.client_ended() and self.transport.can_write_eof()
         self.advance()
-        return not self._lingering and self.transport.can_write_eof()  # it may still wait for responses
+        return not self._linger_until and self.transport.can_write_eof()  # it may still wait for responses
 
     def connection_lost(self, error: Exception | None) -> None:
         self.deadline = NEVER
@@ -136,7 +140,7 @@ class ClientConnection(Timed):
             return
         self._advancing = True
         try:
-            while self._buffer and not self._lingering and self._step():
+            while self._buffer and not self._linger_until and self._step():
                 pass
         except Refused as refused:
             self._refuse(refused.status, str(refused))
@@ -152,7 +156,7 @@ class ClientConnection(Timed):
     def _is_cut_off(self) -> bool:
         """After the client's end: nothing that it sent can still become a whole request, or get a response."""
         if self._exchange is None:
-            return not self._lingering and not self._write_paused
+            return not self._linger_until and not self._write_paused
         return self._exchange.wants_body
 
     def _step(self) -> bool:
@@ -200,7 +204,7 @@ class ClientConnection(Timed):
 
     def _steer_reading(self) -> None:
         """Reads from the client only while there is room for what it sends."""
-        reading = len(self._buffer) < MAX_WAITING and not (self.upstream_full and not self._lingering)
+        reading = len(self._buffer) < MAX_WAITING and not (self.upstream_full and not self._linger_until)
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             if reading:
@@ -285,17 +289,20 @@ class ClientConnection(Timed):
         self._linger()
 
     def _linger(self) -> None:
-        self._lingering = True
+        self._linger_until = self.context.wheel.now + MAX_LINGER
         self._buffer = b""
         self._steer_reading()
         if not self.transport.is_closing() and self.transport.can_write_eof():  # TLS has no half-close
             self.transport.write_eof()
-        self.context.wheel.watch(self, self.context.wheel.now + LINGER)
+        self._keep_lingering()
+
+    def _keep_lingering(self) -> None:
+        self.context.wheel.watch(self, min(self.context.wheel.now + LINGER, self._linger_until))
 
     def expire(self) -> None:
         if self._exchange is not None:
             self._exchange.expired()
-        elif self._lingering or self.transport.is_closing():
+        elif self._linger_until or self.transport.is_closing():
             self.transport.abort()
         elif self._buffer:
             self._refuse(408, f"no whole request within {HEAD_TIMEOUT:.0f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +20,8 @@ POOL_IDLE = 1.5
 (gunicorn: 2 s), so that the server does not close it just as we use it."""
 FLUSH = 10.0
 """Seconds for the last bytes of a tunnel to go out."""
+LAST_WORDS = 256 * 1024
+"""Bytes that are still read from a connection to which writing failed."""
 
 
 class UpstreamConnection(Timed):
@@ -111,6 +114,8 @@ class UpstreamConnection(Timed):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self.exchange is not None:
+            self._read_last_words()
         self.closed = True
         self.deadline = NEVER
         exchange, self.exchange = self.exchange, None
@@ -118,6 +123,16 @@ class UpstreamConnection(Timed):
             self._closed_early()
         else:
             exchange.upstream_failed("reset", "closed the connection before its response was whole")
+
+    def _read_last_words(self) -> None:
+        """An endpoint that has answered and closed before it took the whole request resets what is still sent to it:
+        the loop tells of that, and leaves the answer unread."""
+        try:
+            data = os.read(self.transport.get_extra_info("socket").fileno(), LAST_WORDS)
+        except OSError:
+            return
+        if data:
+            self.data_received(data)
 
     def pause_writing(self) -> None:
         if self.exchange is not None:
@@ -168,6 +183,8 @@ class UpstreamConnection(Timed):
             raise Malformed(f"a head longer than {MAX_HEAD} bytes")
         if not data.startswith(b"HTTP/1."[: len(data)]):
             raise Malformed("no status line")
+        if data.count(b"\n") != data.count(b"\r\n"):
+            raise Malformed("a bare line feed")
         self._buffer = data
 
     def _finish(self, exchange: Exchange, response: Response, surplus: bytes) -> None:

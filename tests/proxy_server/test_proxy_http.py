@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 
 import pytest
 
+from mesh.proxy import l7
 from mesh.proxy.server import ProxyServer
-from tests.proxy_server.wire import GET, OK, Mesh, until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, soon, until
 
 
 async def test_a_request_and_its_answer(mesh: Mesh) -> None:
@@ -338,6 +341,64 @@ async def test_a_refused_expectation_ends_the_connection(mesh: Mesh) -> None:
     assert answer.start == "HTTP/1.1 413 Too Large"
     assert answer["Connection"] == "close"
     await client.closed()
+
+
+async def test_an_endpoint_that_never_says_100_continue(mesh: Mesh) -> None:
+    """The client waits for it: its body cannot be what is missing."""
+    mesh.traffic = {"timeout": "200ms"}
+    await mesh.add("web-1")
+    client, server, _ = await mesh.pair(
+        b"PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert (await client.head()).start == "HTTP/1.1 504 Gateway Timeout"
+    await server.closed()
+
+
+async def test_early_answers_of_an_endpoint_that_then_closes(mesh: Mesh) -> None:
+    """With bytes of the request unread: that resets its connection, often just as we write to it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        mesh.upstreams = [upstream := Upstream("web-1")]
+        upstream.port = listening.getsockname()[1]
+        await mesh.update()
+        rounds = 40
+        answering = asyncio.create_task(asyncio.to_thread(_answer_early, listening, rounds))
+        for _ in range(rounds):
+            client = await mesh.dial()
+            await client.send(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 90000000\r\n\r\n")
+            sending = asyncio.create_task(_pour_in(client))
+            answer, body = await client.answer()
+            assert (answer.start, body) == ("HTTP/1.1 413 Too Large", b"no")
+            sending.cancel()
+        await soon(answering)
+        mesh.upstreams = []
+
+
+def _answer_early(listening: socket.socket, rounds: int) -> None:
+    listening.settimeout(5)
+    for _ in range(rounds):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1024)
+            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+
+
+async def _pour_in(client: Peer) -> None:
+    while True:
+        await client.send(b"x" * 2**18)
+
+
+async def test_a_client_that_goes_on_sending_reads_its_answer_in_peace(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(l7, "LINGER", 0.3)
+    monkeypatch.setattr(l7, "MAX_LINGER", 1.0)
+    await mesh.add("web-1")
+    client, server, _ = await mesh.pair(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 90000000\r\n\r\n")
+    await server.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+    answered = time.monotonic()
+    with pytest.raises(ConnectionError):  # in the end its time is over
+        await _pour_in(client)
+    assert time.monotonic() - answered > 0.8
 
 
 async def test_an_early_answer_while_the_body_still_comes(mesh: Mesh) -> None:

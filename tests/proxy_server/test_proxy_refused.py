@@ -214,6 +214,7 @@ BROKEN_ANSWERS = {
     "NUL in the reason": b"HTTP/1.1 200 O\x00K\r\nContent-Length: 0\r\n\r\n",
     "bare CR in the reason": b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
     "bare LF after the status": b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+    "bare LFs alone": b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
     "bare LF between fields": b"HTTP/1.1 200 OK\r\nX: 1\nContent-Length: 0\r\n\r\n",
     "no name": b"HTTP/1.1 200 OK\r\n: 1\r\nContent-Length: 0\r\n\r\n",
     "a field without a colon": b"HTTP/1.1 200 OK\r\nnonsense\r\nContent-Length: 0\r\n\r\n",
