@@ -63,7 +63,7 @@ class Settled:
             and self.wish is view.wishes.get(name)
             and self.scale == view.scale.get(name)
             and self.command is view.commands.get(name)
-            and all(view.configs.get(config) == value for config, value in self.configs.items())
+            and (not self.configs or all(view.configs.get(key) == value for key, value in self.configs.items()))
             and scene.now < self.until
             and self.watched_since == scene.watched_since
             and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
