@@ -53,7 +53,8 @@ KNOCK_FIRST, KNOCK_LAST = 1.0, 8.0
 LOSS_MEMORY = 0.02
 """Weight of one probe in the share that is lost: about the last fifty count."""
 
-LOSSY = 0.1
+LOSSY, SOUND = 0.15, 0.05
+"""Shares of lost probes: above the first a network is said to drop packets, until they are below the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Ear:
     knock_at: float = 0.0
     knock_pause: float = KNOCK_FIRST
     lost: float = 0.0  # share of probes, from 0 to 1
+    lossy: bool = False
     pending: dict[int, tuple[float, Sequence[str]]] = field(default_factory=dict)  # probe → when, and what it asked
 
     @property
@@ -112,6 +114,7 @@ class Ear:
 
     def _weigh(self, lost: float) -> None:
         self.lost += LOSS_MEMORY * (lost - self.lost)
+        self.lossy = self.lost > (SOUND if self.lossy else LOSSY)
 
     def is_doubted(self, now: float, pace: Pace) -> bool:
         return self.last is not None and now - self.last > pace.doubt
@@ -129,9 +132,8 @@ class Ear:
         last = self.last
         if last is None:
             return None
-        lossy = self.lost > LOSSY
         if now - last <= pace.suspect:
-            return Sight(Sign.ANSWERS, 0.0, lossy)
+            return Sight(Sign.ANSWERS, 0.0, self.lossy)
         knocks = max(KNOCK_FIRST, self.knock_pause) + pace.suspect  # the last answer to one is good until the next
         if _within(self.refused, now, knocks):
             return Sight(Sign.REFUSES, last)
