@@ -107,8 +107,9 @@ async def undo(
     mesh: Mesh,
     service: Service,
     to: Annotated[
-        int, typer.Option("--to", min=1, metavar="RELEASE", help="Which one; by default the last other good one.")
-    ] = 0,
+        int | None,
+        typer.Option("--to", min=1, metavar="RELEASE", help="Which one; by default the last other good one."),
+    ] = None,
     wait: Wait = False,
     timeout: Timeout = "10m",
     json: Json = False,
@@ -116,7 +117,7 @@ async def undo(
     """Put an earlier release back in force, as a new one. Its spec stays as it was written: mesh apply changes that."""
     from mesh.cli.rollouts import tell
 
-    await tell(mesh, service, "undo", to=to, longest=seconds("--timeout", timeout) if wait else 0, as_json=json)
+    await tell(mesh, service, "undo", to=to or 0, longest=seconds("--timeout", timeout) if wait else 0, as_json=json)
 
 
 @rollout.command(epilog="Example: mesh rollout simulate rollout.yaml --json")

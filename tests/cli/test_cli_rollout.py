@@ -91,6 +91,12 @@ def test_undo_names_the_release(mesh: Mesh, kv: Kv) -> None:
     assert kv.get(kv.keys.rollout("web")) == {"action": "undo", "release": 2, "to": 1}
 
 
+def test_undo_is_of_the_last_good_release_unless_another_is_named(mesh: Mesh, kv: Kv) -> None:
+    written(kv, RolloutState.IDLE)
+    assert mesh("rollout", "undo", "web").code == 0
+    assert kv.get(kv.keys.rollout("web")) == {"action": "undo", "release": 2}
+
+
 def test_jobs_have_no_rollouts(mesh: Mesh, kv: Kv) -> None:
     kv.put(kv.keys.service_plan("web"), msgspec.structs.replace(written(kv), kind="job"))
     assert mesh("rollout", "pause", "web").code == 2
