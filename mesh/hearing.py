@@ -93,6 +93,8 @@ class Ear:
         """An answer came: what its question asked about; None if it answers none."""
         if (question := self.pending.pop(probe, None)) is None:
             return None
+        if self.heard is not None and now - self.heard > pace.suspect:
+            self.pending.clear()  # what it did not answer was silence, and no loss on the way
         self.heard = now
         self.probe_at = now + pace.interval
         self.knock_at, self.knock_pause = 0.0, KNOCK_FIRST
@@ -109,8 +111,9 @@ class Ear:
         self.pending[probe] = (now, asked)
         self.probe_at = now + (pace.interval if self.heard is None else pace.hurry)
         for old in [old for old, (at, _) in self.pending.items() if now - at > pace.suspect]:
-            del self.pending[old]
-            self._weigh(1.0)
+            sent_at, _ = self.pending.pop(old)
+            if self.heard is not None and sent_at < self.heard:
+                self._weigh(1.0)
 
     def _weigh(self, lost: float) -> None:
         self.lost += LOSS_MEMORY * (lost - self.lost)

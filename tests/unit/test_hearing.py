@@ -96,6 +96,18 @@ def test_a_fifth_of_all_packets_lost_is_no_silence_but_is_noticed(seed: int) -> 
     assert lossy
 
 
+def test_silence_is_no_loss() -> None:
+    ear, now = heard(0.0), 0.0
+    for number in range(2, 400):
+        now = ear.probe_at
+        ear.sent(number, [], now, NORMAL)
+    assert ear.answered(399, now, NORMAL) is not None
+    for number in range(400, 420):
+        ear.sent(number, [], ear.probe_at, NORMAL)
+        ear.answered(number, ear.probe_at, NORMAL)
+    assert not ear.lossy
+
+
 def test_a_blip_of_three_seconds_ends_before_anything_is_given_up() -> None:
     assert 3.0 + NORMAL.interval + NORMAL.hurry < NORMAL.give_up
 
