@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.keys import Keys
@@ -24,6 +24,8 @@ SERVICES: dict[str, dict[str, Any]] = {
 
 PAUSES = (0.0, 0.02, 0.3, 1.0, 3.0, 8.0, 20.0)
 DURATIONS = (0.1, 1.0, 4.0, 12.0, 35.0)
+SLEEPS = (4.0, 25.0, 35.0, 45.0)
+"""Of a scheduler: rather longer than its session lives."""
 STEPS = 400
 """The most steps of a process before an ambush strikes it: all of an agent's start, and some more."""
 
@@ -137,6 +139,7 @@ class Chaos:
             (2, self._freeze),
             (2, self._stop_signal),
             (5, self._break_link),
+            (3, self._break_cable),
             (2, self._hang_engine),
             (2, self._engine_away),
             (2, self._restart_engine),
@@ -151,14 +154,21 @@ class Chaos:
             (2, self._end_session),
         ]
 
-    def _fault(self, who: str, what: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    def _fault(
+        self,
+        who: str,
+        what: str,
+        begin: Callable[[], None],
+        end: Callable[[], None],
+        durations: Sequence[float] = DURATIONS,
+    ) -> None:
         """A fault that lasts a while; the same one twice at once is one."""
         if (who, what) in self._cures:
             return
         self._cluster.trouble(who, what, True)
         begin()
         self._cures[who, what] = end
-        self._cluster.loop.later(self._random.choice(DURATIONS), self._cure, (who, what))
+        self._cluster.loop.later(self._random.choice(durations), self._cure, (who, what))
 
     def _cure(self, key: tuple[str, str]) -> None:
         if end := self._cures.pop(key, None):
@@ -236,6 +246,29 @@ class Chaos:
         what, change = self._link_fault()
         self._fault(host.name, what, lambda: vars(host.link).update(change), host.link.heal)
 
+    def _break_cable(self) -> None:
+        """To everybody: the store and the peers."""
+        candidates: list[Host | SchedulerSeat] = [self._host(), self._host(), self._scheduler()]
+        one = self._random.choice(candidates)
+        faults: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "cable cut": ({"deaf": True, "mute": True}, {"cut": True}),
+            "deaf": ({"deaf": True}, {"cut": True}),
+            "mute": ({"mute": True}, {"cut": True}),
+            "cut off from its peers": ({"deaf": True, "mute": True}, {}),
+            "loses 20 % of its packets": ({"loss": 0.2}, {"delay": 0.1}),
+        }
+        what, (cable, link) = self._random.choice(list(faults.items()))
+
+        def begin() -> None:
+            vars(one.cable).update(cable)
+            vars(one.link).update(link)
+
+        def end() -> None:
+            one.cable.heal()
+            one.link.heal()
+
+        self._fault(one.name, what, begin, end)
+
     def _break_scheduler_link(self) -> None:
         seat = self._scheduler()
         what, change = self._link_fault()
@@ -312,7 +345,7 @@ class Chaos:
         seat = self._scheduler()
         if process := seat.process:
             self._fault(seat.name, "paused", lambda: setattr(process, "paused", True),
-                        lambda: self._cluster.loop.resume(process))  # fmt: skip
+                        lambda: self._cluster.loop.resume(process), SLEEPS)  # fmt: skip
 
     def _store_down(self) -> None:
         middle = self._cluster.middle

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import gc
 import heapq
+import itertools
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -41,12 +43,15 @@ class Process:
         self.ambush: tuple[int, Callable[[], None]] | None = None
         """Call this when so many steps have been taken: a fault at an await that no timer would hit."""
         self.held: list[asyncio.Handle] = []
+        self.pid = next(_pids)
 
     def context(self) -> Context:
         context = copy_context()
         context.run(PROCESS.set, self)
         return context
 
+
+_pids = itertools.count(1)
 
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 """Whose code runs; None: the world's own."""
@@ -73,6 +78,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._fault: BaseException | None = None
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
         self.steps = 0
+        self.connect: Callable[[str], Coroutine[Any, Any, None]] | None = None
+        """Who decides what becomes of a TCP connection to a host."""
 
     def time(self) -> float:
         return self._virtual
@@ -148,6 +155,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self.call_soon(strike, context=WORLD.copy())
         handle._run()
 
+    def add_reader(self, where: Any, callback: Callable[..., object], *args: object) -> None:
+        context = copy_context()
+        where.notify = lambda: self.call_soon(callback, *args, context=context)
+
+    def remove_reader(self, where: Any) -> bool:
+        where.notify = lambda: None
+        return True
+
+    async def create_connection(  # type: ignore[override]
+        self, factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
+        assert self.connect is not None, "nobody has made a network"
+        await self.connect(host)
+        return SimpleNamespace(close=lambda: None, is_closing=lambda: True), factory()
+
     def _write_to_self(self) -> None:
         """There is no selector to be woken."""
 
@@ -174,13 +196,19 @@ def virtual_time(seed: int) -> Iterator[VirtualLoop]:
         process = PROCESS.get()
         return EPOCH + loop.time() + (process.skew if process else 0.0)
 
+    def pid() -> int:
+        process = PROCESS.get()
+        return process.pid if process else 0
+
+    global _pids
+    _pids = itertools.count(1)
     was_enabled = gc.isenabled()
     gc.disable()  # finalisers would run at moments that no seed rules
     try:
         with (
             mock.patch("time.time", wall),
             mock.patch("time.monotonic", loop.time),
-            mock.patch("os.getpid", return_value=1),
+            mock.patch("os.getpid", pid),
             mock.patch("socket.gethostname", return_value="simulated"),
             mock.patch.object(aio, "_random", random.Random(f"jitter {seed}")),
         ):

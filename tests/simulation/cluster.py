@@ -27,6 +27,7 @@ from tests.simulation.clock import Process, VirtualLoop
 from tests.simulation.engine import Engine, EngineLink
 from tests.simulation.history import Fact, Offered, Said, Trouble
 from tests.simulation.network import KEYS, Link, Middle
+from tests.simulation.peers import Cable, Machine, Peers, SimulatedEcho
 
 RESTART = 1.0
 """Seconds until a service manager restarts an agent that has ended by itself."""
@@ -35,11 +36,16 @@ RESTART = 1.0
 class Cluster:
     """Hosts n1.. and schedulers s1, s2."""
 
-    def __init__(self, loop: VirtualLoop, nodes: int, choose: random.Random, record: Callable[[Fact], None]) -> None:
+    def __init__(
+        self, loop: VirtualLoop, nodes: int, choose: random.Random, record: Callable[[Fact], None], *, probes: bool
+    ) -> None:
+        """`probes`: nodes answer direct probes; else their sessions alone tell of their end."""
         self.loop = loop
         self.choose = choose
         self.record = record
         self.middle = Middle(loop, record)
+        self.probes = probes
+        self.peers = Peers(loop, choose)
         self.hosts = {name: Host(self, name) for name in (f"n{number}" for number in range(1, nodes + 1))}
         self.schedulers = {name: SchedulerSeat(self, name) for name in ("s1", "s2")}
         self.graveyard: list[object] = []  # what killed processes leave is not to be finalised meanwhile
@@ -90,6 +96,9 @@ class Host:
         self.plane = Plane(self)
         self.process: Process | None = None
         self.agent: asyncio.Task[None] | None = None
+        self.machine = Machine()
+        self.cable = Cable()
+        cluster.peers.machines[name], cluster.peers.cables[name] = self.machine, self.cable
         self.is_on = False
         self.is_managed = False  # the service manager keeps an agent running
         self.skew = cluster.choose.choice([0.0, 0.0, cluster.choose.uniform(-3.0, 3.0)])
@@ -102,7 +111,7 @@ class Host:
     def power_on(self) -> None:
         if self.is_on:
             return
-        self.is_on = True
+        self.is_on = self.machine.is_on = True
         self.ground.listeners.clear()
         self.engine = self._new_engine()
         self.start_agent()
@@ -111,7 +120,7 @@ class Host:
         """All that runs is gone; what engine and store have on disk stays."""
         if not self.is_on:
             return
-        self.is_on = False
+        self.is_on = self.machine.is_on = False
         self.kill_agent()
         self.engine.process.dead = True
         self.engine.crash_all()
@@ -125,6 +134,7 @@ class Host:
         if not self.is_on or (self.process is not None and not self.process.dead):
             return
         self.process = Process(self.name, skew=self.skew)
+        self.machine.process = self.process
         self.agent = self.loop.spawn(self.process, self._run_agent(), f"agent {self.name}")
         self.agent.add_done_callback(functools.partial(self._agent_ended, self.process))
 
@@ -151,7 +161,9 @@ class Host:
             vips="loopback",
         )
         workers = cast(Workers, PlaneLink(self.plane))
-        agent = Agent(settings, self.link, EngineLink(self.loop, self.engine), workers)
+        echo = SimulatedEcho(self.cluster.peers, self.name) if self.cluster.probes else None
+        self.machine.echo = echo
+        agent = Agent(settings, self.link, EngineLink(self.loop, self.engine), workers, echo=echo)
         try:
             await agent.run()
         finally:
@@ -247,6 +259,8 @@ class SchedulerSeat:
         self.cluster = cluster
         self.loop = cluster.loop
         self.link = Link(cluster.loop, cluster.middle, name, cluster.choose)
+        self.cable = Cable()
+        cluster.peers.cables[name] = self.cable
         self.process: Process | None = None
         self.task: asyncio.Task[None] | None = None
 

@@ -9,7 +9,9 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from unittest import mock
 
+from mesh import probing
 from mesh.model import NodePlan, NodeReport, ServicePlan
 from mesh.view import decode_document
 from tests.simulation.chaos import Chaos
@@ -18,6 +20,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.history import Ended, Fact, Offered, Said, Started, ToldToStop, Trouble, Written
 from tests.simulation.network import KEYS
 from tests.simulation.oracle import Oracle, Violation
+from tests.simulation.peers import socket_module
 
 QUIET = 240.0
 """Virtual seconds after the last fault within which everything is as desired."""
@@ -27,6 +30,9 @@ REST = 5.0
 
 STAYS = 60.0
 """Virtual seconds for which it must stay so."""
+
+IDLE = 30.0
+"""Virtual seconds between the ticks of probers that have nobody to probe."""
 
 LOOK = 0.5
 """Virtual seconds between the oracle's looks at what is offered."""
@@ -39,12 +45,14 @@ class Schedule:
     nodes: int
     calm_steps: int
     steps: int
+    probes: bool
 
     @classmethod
     def of(cls, seed: int, nodes: int | None = None) -> Schedule:
         choose = random.Random(f"schedule {seed}")
         drawn = choose.choice([2, 3, 3, 4, 5])
-        return cls(nodes or drawn, calm_steps=choose.choice([0, 0, 4]), steps=choose.randint(3, 14))
+        return cls(nodes or drawn, calm_steps=choose.choice([0, 0, 4]), steps=choose.randint(3, 14),
+                   probes=choose.random() < 0.25)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -87,7 +95,15 @@ class Run:
         self.oracle.observe(fact)
 
     async def _main(self, loop: VirtualLoop) -> None:
-        cluster = Cluster(loop, self.schedule.nodes, random.Random(f"cluster {self.seed}"), self._record)
+        cluster = Cluster(loop, self.schedule.nodes, random.Random(f"cluster {self.seed}"), self._record,
+                          probes=self.schedule.probes)  # fmt: skip
+        with (
+            mock.patch.object(probing, "socket", socket_module(cluster.peers)),
+            mock.patch.object(probing, "TICK", probing.TICK if self.schedule.probes else IDLE),
+        ):
+            await self._live(cluster, loop)
+
+    async def _live(self, cluster: Cluster, loop: VirtualLoop) -> None:
         await cluster.start()
         chaos = Chaos(cluster, self.seed)
         looking = loop.create_task(self._keep_looking(loop))

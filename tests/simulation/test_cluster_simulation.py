@@ -174,8 +174,8 @@ def test_who_is_killed_tidies_nothing_up() -> None:
 
         async def work() -> None:
             try:
-                while True:
-                    await asyncio.sleep(1)
+                await asyncio.sleep(1)
+                await asyncio.sleep(1)
             finally:
                 said.append("tidied up")
 
