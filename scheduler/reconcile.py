@@ -117,17 +117,22 @@ def decide(given: Input) -> Decision:
         plan = msgspec.structs.replace(
             given.plan, deleted=True, desired=0, seats="", pending=[], claims=[], errors=[], next_run=0.0
         )
-        gone = Removal(given, plan, buckets, "deleted")
+        gone = Removal(given, _without_command(given, plan), buckets, "deleted")
         if not given.plan.deleted:
             gone.story.tell("deleted: stopping all replicas", "", "the wish is gone")
         return gone
     known, scene = msgspec.structs.replace(given.plan, deleted=False), given.scene
     plan = releases.accept(known, given.wish, scene.configs, scene.now)
     if not plan.releases:
-        return Removal(given, plan, buckets, "no release")
+        return Removal(given, _without_command(given, plan), buckets, "no release")
     if plan.kind in ("job", "cron"):
-        return JobDecision(given, plan, buckets)
+        return JobDecision(given, _without_command(given, plan), buckets)
     return ServiceDecision(given, plan, buckets, given.wish)
+
+
+def _without_command(given: Input, plan: ServicePlan) -> ServicePlan:
+    """What an operator wants of a rollout, where there is none, must not be taken for a wish about a later one."""
+    return msgspec.structs.replace(plan, command=given.command.index) if given.command else plan
 
 
 class _Round:

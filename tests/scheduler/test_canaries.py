@@ -285,6 +285,22 @@ def test_a_command_from_before_the_service_was_there_is_not_about_it() -> None:
     assert by_release(world) == {1: 1}
 
 
+def test_a_command_to_a_job_or_to_a_deleted_service_is_not_about_what_comes_after() -> None:
+    world = settled(1)
+    world.apply(kind="job", update=QUICK)
+    world.run(1)
+    world.command("pause")
+    world.run(1)
+    world.apply(image="web:2", replicas=1, update=QUICK)
+    world.settle()
+    world.delete("web")
+    world.run(0.05)
+    world.command("pause")
+    world.run(0.05)
+    world.apply(image="web:3", replicas=1, update=QUICK)
+    world.settle()
+
+
 # ── what must hold ───────────────────────────────────────────────────────────────────────────
 
 

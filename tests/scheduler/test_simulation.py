@@ -71,6 +71,8 @@ class Chaos:
             (1, self.drain),
             (1, self.flap),
             (1, self.world.change_leader),
+            (2, self.command),
+            (1, self.configure),
         ]
         self.random.choices([action for _, action in actions], [weight for weight, _ in actions])[0]()
         self.world.run(self.random.choice([0.0, 0.05, 0.3, 1.0, 3.0, 8.0, 40.0]))
@@ -101,9 +103,19 @@ class Chaos:
                 "max_surge": self.random.choice([1, 2, "50%"]),
                 "max_unavailable": self.random.choice([0, 0, 1]),
                 "on_failure": self.random.choice(["rollback", "rollback", "pause", "continue"]),
+                "canary": self.random.choice([0, 0, 1, "50%", "100%"]),
+                "auto_promote": self.random.random() < 0.5,
             },
+            env=self.random.choice([{}, {}, {"MODE": {"config": "mode"}}]),
             **extra,
         )
+
+    def command(self) -> None:
+        action = self.random.choice(["pause", "resume", "promote", "abort", "undo"])
+        self.world.command(action, name=self.random.choice(SERVICES))
+
+    def configure(self) -> None:
+        self.world.set_config("mode", self.random.choice(["slow", "fast"]))
 
     def crash(self) -> None:
         if alive := [report.id for service in SERVICES for report in self.world.running(service)]:
