@@ -182,10 +182,11 @@ class Oracle:
         planned = {one.id: one.want for plan in self.node_plans.values() for one in plan.replicas}
         ready = [one for report in self.reports.values() for one in report.replicas
                  if one.state is ReplicaState.READY and one.id in self.running and one.id in planned]  # fmt: skip
-        ready = [one for one in ready if isinstance(one.slot, int) or self._is_active(one.slot)]
         available = Counter(one.service for one in ready)
         filled = Counter(service for service, _ in {
-            (one.service, one.slot) for one in ready if planned[one.id] is Want.RUN})  # fmt: skip
+            (one.service, one.slot) for one in ready
+            if planned[one.id] is Want.RUN and not (isinstance(one.slot, str) and self._is_drained(one.slot))
+        })  # fmt: skip
         for service, plan in self.plans.items():
             floor = self._owed.get(service)
             if floor is not None and available[service] < floor:
@@ -194,10 +195,10 @@ class Oracle:
             elif filled[service] >= plan.desired and plan.releases and not plan.deleted:
                 self._owed[service] = self._promise(plan)
 
-    def _is_active(self, node: str) -> bool:
-        """A global service owes nothing on a node that is drained; nor does its replica there stand in for another."""
+    def _is_drained(self, node: str) -> bool:
+        """A global service's replica there stands in for no other."""
         entry = self.entries.get(self.keys.node_settings(node))
-        return entry is None or decode_document(entry.value, NodeSettings).availability == "active"
+        return entry is not None and decode_document(entry.value, NodeSettings).availability == "drain"
 
     def _promise(self, plan: ServicePlan) -> int:
         """The least that must be available: by the strictest wish of those that may be in force now."""

@@ -74,6 +74,7 @@ def found_within(seeds: int) -> list[str]:
     return []
 
 
+@pytest.mark.timeout(400)
 def test_a_skipped_fence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease.Lock, "fence", lambda lock: Op("set", "mesh/unfenced", b"x"))
     assert "e" in found_within(SEEDS)
