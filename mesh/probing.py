@@ -24,6 +24,8 @@ TICK = 0.05
 MAX_DATAGRAM = 1200
 MAX_ASKED = 8
 """Names in one question."""
+FROM = "<"
+"""Before a name: not whether it is heard, but whether its own probes arrive."""
 MAX_CALLERS = 512
 """Names of callers that are remembered."""
 ALL = 16
@@ -101,7 +103,10 @@ class Echo(asyncio.DatagramProtocol):
         self._transport.sendto(msgspec.json.encode(Pong(ping.ping, heard)), address)
 
     def _age(self, name: str) -> int:
-        at = self.called(name) if name.startswith("@") else self.asked(name)
+        if name.startswith(FROM):
+            at = self.called(name.removeprefix(FROM))
+        else:
+            at = self.called(name) if name.startswith("@") else self.asked(name)
         age = LONGEST if at is None else round((self._clock() - at) * 10)
         return age if age < LONGEST else -1
 
@@ -168,7 +173,9 @@ class Prober:
     def _tick(self) -> None:
         now = self._clock()
         doubted = [name for name, ear in self._ears.items() if ear.is_doubted(now, self._pace)]
-        questions = [self._leader] * bool(self._leader) + (doubted if self._name.startswith("@") else [])
+        questions = [self._leader] * bool(self._leader)
+        if self._name.startswith("@"):
+            questions += [question for name in doubted for question in (name, FROM + name)]
         for name in self._chosen(now):
             ear = self._ears.setdefault(name, Ear())
             if self._echo:
@@ -206,7 +213,7 @@ class Prober:
 
     def _probe(self, name: str, ear: Ear, questions: list[str], now: float) -> None:
         number = random.getrandbits(32)
-        ask = [one for one in questions if one != name]
+        ask = [one for one in questions if one.removeprefix(FROM) != name]
         ear.sent(number, ask, now, self._pace)
         try:
             self._socket(name).send(msgspec.json.encode(Ping(number, self._name, ask)))
@@ -255,6 +262,8 @@ class Prober:
                 continue
             if about == self._leader:
                 self._leader_heard[name] = now - tenths / 10
+            elif about.startswith(FROM) and (doubted := self._ears.get(about.removeprefix(FROM))):
+                doubted.incoming = max(doubted.incoming or 0.0, now - tenths / 10)
             elif about in self._ears:
                 self._ears[about].vouch(now - tenths / 10)
 

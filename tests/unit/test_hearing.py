@@ -208,6 +208,30 @@ async def test_a_broken_link_is_no_death_where_a_peer_hears_the_node() -> None:
             echo.close()
 
 
+async def test_a_peer_tells_of_a_node_that_sends_and_does_not_answer() -> None:
+    peer, deaf = Echo(), Echo()
+    await peer.start("127.0.0.1", 0)
+    await deaf.start("127.0.0.1", 0)
+    sender, scheduler = Prober("n2"), Prober("@s:1")
+    sender.follow({"n1": peer.address})
+    scheduler.follow({"n1": peer.address, "n2": deaf.address})
+    tasks = [asyncio.create_task(one.run()) for one in (sender, scheduler)]
+    try:
+        await until(lambda: len(scheduler.sights) == 2, "both answer")
+        with socket.socket(type=socket.SOCK_DGRAM) as mute:
+            mute.bind(("127.0.0.1", 0))
+            scheduler.follow({"n1": peer.address, "n2": f"127.0.0.1:{mute.getsockname()[1]}"})
+            scheduler._ears["n2"].knock_at = float("inf")  # this machine's kernel would refuse
+            await until(lambda: scheduler.sights["n2"].sign is Sign.DEAF, "it is told to be deaf")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await sender.close()
+        await scheduler.close()
+        peer.close()
+        deaf.close()
+
+
 async def test_a_leader_that_no_node_hears_is_missed() -> None:
     echo = Echo()
     await echo.start("127.0.0.1", 0)
