@@ -61,6 +61,13 @@ def _compiler() -> str:
     return _says("gcc", "--version")
 
 
+def _wrk() -> str:
+    """`wrk -v` says its version and fails."""
+    if path := shutil.which("wrk"):
+        return path
+    raise Absent("there is no `wrk` on PATH; `make test` installs it")
+
+
 def _root() -> str:
     if os.geteuid() != 0:
         raise Absent("needs root; `make test` uses sudo")
@@ -78,6 +85,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "kdig": ("kdig", lambda: _says("kdig", "-V")),
     "musl": ("musl's compiler", lambda: _says("musl-gcc", "--version")),
     "curl": ("curl", lambda: _says("curl", "--version")),
+    "wrk": ("wrk", _wrk),
+    "nginx": ("nginx", lambda: _says("nginx", "-v")),
     "gcc": ("a C compiler and Python's headers", _compiler),
     "root": ("root's privileges", _root),
 }

@@ -35,16 +35,25 @@ PACKAGES = {
     "kdig": "knot-dnsutils",
     "musl-gcc": "musl-tools",
     "nft": "nftables",
+    "nginx": "nginx-light",
     "openssl": "openssl",
     "ps": "procps",
     "psql": "postgresql",
     "redis-cli": "redis-tools",
     "redis-server": "redis-server",
     "busybox": "busybox-static",
+    "wrk": "wrk",
 }
 """Program → the package that brings it, in Debian and Ubuntu alike."""
 
-UNITS = ("docker.service", "docker.socket", "containerd.service", "redis-server.service", "postgresql.service")
+UNITS = (
+    "docker.service",
+    "docker.socket",
+    "containerd.service",
+    "nginx.service",
+    "redis-server.service",
+    "postgresql.service",
+)
 """What these packages enable: on a machine that did not have them they stay off."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")
