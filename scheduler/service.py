@@ -152,11 +152,12 @@ class ServiceDecision(Decision):
     # ── the rollout ──────────────────────────────────────────────────────────────────────────
 
     def _obey_command(self) -> None:
-        """What an operator wrote before the service had a release is not about this one."""
-        command = self.given.command
+        """What an operator wrote before the spec of the newest release is not about this one."""
+        command, before = self.given.command, self.given.plan.releases
         if command is None or command.index == self.plan.command:
             return
-        if not self.given.plan.releases:
+        is_new = bool(before) and before[-1].number != self.plan.releases[-1].number
+        if not before or (is_new and self.given.wish is not None and command.index < self.given.wish.index):
             self.update(command=command.index)
             return
         self.plan, sentence = commands.obey(self.plan, command, self.given.scene.now)
