@@ -35,7 +35,7 @@ def accept(plan: ServicePlan, wish: Wish, configs: Mapping[str, str], now: float
         draw(spec, canonical)
     except SpecError as error:
         return msgspec.structs.replace(plan, spec_index=wish.index, errors=error.errors)
-    plan = msgspec.structs.replace(plan, spec_index=wish.index, errors=[], kind=spec.kind)
+    plan = msgspec.structs.replace(plan, spec_index=wish.index, errors=[])
     digest = spec.digest()
     if (known := _wished(plan)) is not None and known.hash == digest:
         return plan
@@ -77,7 +77,10 @@ def _changed(named: ServiceSpec, spec: ServiceSpec, known: Release) -> str:
 def start(plan: ServicePlan, release: Release, now: float, message: str = "") -> ServicePlan:
     """The plan with one more release, and its rollout begun."""
     return msgspec.structs.replace(
-        plan, releases=[*plan.releases, release], rollout=rollout.begin(release, now, message)
+        plan,
+        kind=release.spec.get("kind", "service"),
+        releases=[*plan.releases, release],
+        rollout=rollout.begin(release, now, message),
     )
 
 
