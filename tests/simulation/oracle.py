@@ -328,7 +328,7 @@ class Oracle:
             for id, state in endpoints.items():
                 owner = self._nodes.get(id, "")
                 unfit = now - max(self._unfit_since.get(id, now), self._blind_until(owner))
-                if state != "ready" or unfit <= limits.news:
+                if state != "ready" or unfit <= limits.news or (owner == node and id in self.running):
                     continue
                 if unfit > limits.lost or not self._is_disturbed(owner, limits.lost):
                     self.violated("d", f"{node} offers {id}, which has not been fit for {unfit:.1f} s")

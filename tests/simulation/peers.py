@@ -95,7 +95,7 @@ class SimulatedEcho(Echo):
     """An agent's answer to probes."""
 
     def __init__(self, peers: Peers, node: str) -> None:
-        super().__init__()
+        super().__init__(peers.loop.time)
         self.address = f"{node}:{PORT}"
         self._peers = peers
         self._transport = cast(asyncio.DatagramTransport, SimpleNamespace(sendto=self._send, close=lambda: None))

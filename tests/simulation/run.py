@@ -99,6 +99,7 @@ class Run:
                           probes=self.schedule.probes)  # fmt: skip
         with (
             mock.patch.object(probing, "socket", socket_module(cluster.peers)),
+            mock.patch.dict(probing.Prober.__init__.__kwdefaults__, clock=loop.time),  # bound when it was defined
             mock.patch.object(probing, "TICK", probing.TICK if self.schedule.probes else IDLE),
         ):
             await self._live(cluster, loop)
