@@ -81,7 +81,7 @@ class Tier(Generic[C]):
 class Balancer:
     """Chooses among the endpoints of one service port, tier by tier.
 
-    `round-robin` takes turns; `least-request` and `ewma` compare the one whose turn it is with one at random ("the
+    `round-robin` takes turns; `least-request` and `ewma` compare the one whose turn it is with another at random ("the
     power of two choices", Mitzenmacher 2001) and take the less busy, or the one that will answer sooner: nearly as
     good as asking all, and without the herd that runs to the one best. Turns follow the weights, evenly spread.
     """
@@ -123,8 +123,9 @@ class Balancer:
         self._turn += 1
         bounds = tier.bounds(now)
         if bounds is None:
-            chosen = members[self._turn % count]
-            other = members[int(random() * count)] if self._least else chosen
+            turn = self._turn % count
+            chosen = members[turn]
+            other = members[turn - 1 - int(random() * (count - 1))] if self._least else chosen  # never itself
         else:  # multiples of the golden ratio fill any stretch evenly: turns by weight without keeping a schedule
             chosen = members[bisect(bounds, self._turn * _GOLDEN % 1 * bounds[-1])]
             other = members[bisect(bounds, random() * bounds[-1])] if self._least else chosen
