@@ -186,6 +186,7 @@ def run_dns(settings: DnsSettings) -> int:
 def run_proxy(settings: ProxySettings) -> int:
     """The proxy alone, from a Table in a file."""
     arguments = ProxyArguments(
+        node=settings.node,
         access_log=settings.access_log,
         access_log_sample=settings.access_log_sample,
         trust=settings.trust,

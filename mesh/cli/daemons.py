@@ -198,6 +198,7 @@ def dns(
 @command(_PANEL, example="mesh proxy --table table.json --admin 127.0.0.1:7070")
 def proxy(
     table: TableFile,
+    node: Annotated[str | None, typer.Option(help="This host's name in the Table, for `prefer: node`.")] = None,
     workers: Workers = 1,
     admin: Admin = None,
     access_log: AccessLog = None,
@@ -209,7 +210,7 @@ def proxy(
 
     _check_table(table)
     settings = ProxySettings(
-        table=table, workers=workers, admin_listen=_listen(admin), access_log=access_log,
+        table=table, node=node, workers=workers, admin_listen=_listen(admin), access_log=access_log,
         access_log_sample=_share(access_log_sample), trust=_networks(trust),
     )  # fmt: skip
     raise typer.Exit(run_proxy(settings))

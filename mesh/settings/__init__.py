@@ -96,6 +96,7 @@ class ProxySettings:
     """The proxy alone, from a Table in a file."""
 
     table: Path
+    node: str | None = None  # this host's name in it; None: no endpoint is nearer than another
     workers: int = 1
     admin_listen: str | None = None
     access_log: str | None = None  # file, or - for standard output; None: none is written

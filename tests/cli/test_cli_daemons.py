@@ -63,11 +63,11 @@ def test_dns_and_proxy_from_a_file(mesh: Mesh, started: list[Any], tmp_path: Pat
     mesh("dns", "--table", table, "--listen", "127.0.0.1:5353", "--workers", 2, "--no-forward", "--allow", "10.0.0.0/8",
          "--admin", "127.0.0.1:0", "--upstream", "9.9.9.9")  # fmt: skip
     mesh("dns", "--table", table)
-    mesh("proxy", "--table", table, "--workers", 3, "--trust", "10.0.0.0/8,::1")
+    mesh("proxy", "--table", table, "--node", "n1", "--workers", 3, "--trust", "10.0.0.0/8,::1")
     assert started == [
         DnsSettings(table, ("127.0.0.1:5353",), 2, "127.0.0.1:0", ("9.9.9.9",), forward=False, allow=("10.0.0.0/8",)),
         DnsSettings(table),
-        ProxySettings(table, workers=3, trust=("10.0.0.0/8", "::1/128")),
+        ProxySettings(table, node="n1", workers=3, trust=("10.0.0.0/8", "::1/128")),
     ]
     assert mesh("proxy", "--table", table, "--trust", "ten").err.startswith("error: --trust: must be a network such as")
 
