@@ -3,14 +3,16 @@
 import json as json_module
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mesh import console
 from mesh.cli.base import Failed, Json, Mesh, Yes, command, with_mesh
 from mesh.suggestion import suggestion
-from mesh.view import View
+
+if TYPE_CHECKING:
+    from mesh.view import View
 
 _PANEL = "Say what should run"
 
@@ -67,7 +69,7 @@ def ask(question: str, yes: bool) -> None:
         raise Failed("nothing was changed")
 
 
-def ask_before_mass_stop(view: View, counts: Mapping[str, int], yes: bool) -> None:
+def ask_before_mass_stop(view: "View", counts: Mapping[str, int], yes: bool) -> None:
     """Asks before several services lose more than half of all that runs; a script must have said `--yes`.
 
     `counts`: how many replicas each service is to have from now on.
