@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -129,8 +129,8 @@ class Rewrite(Struct, frozen=True, kw_only=True):
 class RateLimit(Struct, frozen=True, kw_only=True):
     """Requests per second that one worker lets through, for each client or value of a header, or for all together."""
 
-    rate: float
-    burst: int = 0  # 0: as many as come in a second
+    rate: Annotated[float, msgspec.Meta(gt=0)]
+    burst: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: as many as come in a second
     per: str = "client"  # client | header:NAME | rule
 
 
@@ -218,6 +218,10 @@ def parse_table(data: bytes) -> Table:
         table = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TableError(_plain(_with_names(data, str(error)))) from None
+    try:
+        msgspec.msgpack.encode(table)  # as it goes to the workers
+    except OverflowError:
+        raise TableError("a number beyond 64 bits") from None
     for name, service in table.services.items():
         for port_name, port in service.ports.items():
             where = f"services.{name}.ports.{port_name}"

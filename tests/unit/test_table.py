@@ -46,6 +46,8 @@ def port(value: bytes) -> bytes:
         (b'{"services": {"web": {"endpoints": [{"id": "a"}]}}}', "services.web.endpoints[0]: object missing required"),
         (b'{"services": {"web": {}, "shop": {"vip": 7}}}', "services.shop.vip: expected str, got int"),
         (b'{"services": {"a": {"vip": 7}, "a": {}}}', "services[...].vip: expected str"),
+        (b'{"services": {"web": {"traffic": {"timeout": 1%s}}}}' % (b"0" * 20), "a number beyond 64 bits"),
+        (b'{"routes": {"a": {"listen": "", "rules": [{"limits": {"rate": 0}}]}}}', "limits.rate: expected float > 0.0"),
     ],
 )
 def test_says_where_a_file_is_wrong(data: bytes, message: str) -> None:
