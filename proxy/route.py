@@ -71,7 +71,7 @@ class Split(Generic[W]):
 class Meeting(Generic[W]):
     """One rule of a route, ready to be met by requests."""
 
-    __slots__ = ("_headers", "_limit", "_limit_by", "_methods", "_prefix", "route", "rule", "split", "ways")
+    __slots__ = ("_headers", "_limit", "_limit_by", "_methods", "path", "route", "rule", "split", "ways")
 
     def __init__(self, route: str, rule: Rule, ways: Sequence[W]) -> None:
         """`ways`: one for each of the rule's targets."""
@@ -79,7 +79,8 @@ class Meeting(Generic[W]):
         self.rule = rule
         self.ways = ways
         self.split = Split(ways)
-        self._prefix = len(rule.path.rstrip("/").encode())
+        path = rule.path.encode()
+        self.path = (compared_path(path) or path).rstrip(b"/")  # a prefix of those that it matches, as compared
         self._methods = frozenset(method.encode() for method in rule.methods)
         self._headers = [(name.lower().encode(), value.encode()) for name, value in rule.headers.items()]
         self._limit: TokenBuckets | TokenBucket | None = None
@@ -111,7 +112,7 @@ class Meeting(Generic[W]):
         if change.path is not None:
             path = change.path.encode()
         elif change.prefix is not None:
-            path = change.prefix.rstrip("/").encode() + path[self._prefix :]
+            path = change.prefix.rstrip("/").encode() + path[len(self.path) :]
         else:
             return target
         return (path or b"/") + question + query
@@ -140,9 +141,8 @@ class _Paths(Generic[W]):
         self._longest = 0
 
     def add(self, meeting: Meeting[W]) -> None:
-        path = meeting.rule.path.rstrip("/").encode()
-        self._by_path.setdefault(path, []).append(meeting)
-        self._longest = max(self._longest, len(path))
+        self._by_path.setdefault(meeting.path, []).append(meeting)
+        self._longest = max(self._longest, len(meeting.path))
 
     def find(self, path: bytes, request: Request) -> Meeting[W] | None:
         """`/api` is a prefix of `/api` and `/api/x`, not of `/apis`."""
@@ -215,8 +215,8 @@ _DOTS = re.compile(rb"/\.\.?(?:/|$)")
 def compared_path(target: bytes) -> bytes | None:
     """The path of a target as rules see it; None if it has `.` or `..` segments, which servers resolve differently.
 
-    So that no other spelling of a path meets another rule: unreserved characters are unescaped (RFC 3986, 6.2.2.2),
-    slashes in a row are one.
+    So that no other spelling of a path meets another rule: unreserved characters are unescaped and the others' escapes
+    in upper case (RFC 3986, 6.2.2), slashes in a row are one.
     """
     path = target.partition(b"?")[0]
     if b"%" in path:
@@ -230,7 +230,7 @@ def compared_path(target: bytes) -> bytes | None:
 
 def _unescape(match: re.Match[bytes]) -> bytes:
     code = int(match[1], 16)
-    return bytes((code,)) if code in _UNRESERVED else match[0]
+    return bytes((code,)) if code in _UNRESERVED else match[0].upper()
 
 
 # ── targets
