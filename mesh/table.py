@@ -247,7 +247,15 @@ def _rule_fault(rule: Rule) -> str | None:
         return ".to: needs a weight above zero"
     if any(target.weight < 0 for target in rule.to):
         return ".to: a weight must not be below zero"
+    for name in ("redirect", "rewrite"):
+        change: Redirect | Rewrite | None = getattr(rule, name)
+        if change and not _VISIBLE.fullmatch(f"{change.host or ''}{change.path or ''}{change.prefix or ''}"):
+            return f".{name}: must be in visible ASCII characters, others escaped (%20)"
     return None
+
+
+_VISIBLE = re.compile("[!-~]*")
+"""What may stand in a request line or a `Location`."""
 
 
 def _with_names(data: bytes, message: str) -> str:

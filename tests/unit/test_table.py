@@ -48,6 +48,10 @@ def port(value: bytes) -> bytes:
         (b'{"services": {"a": {"vip": 7}, "a": {}}}', "services[...].vip: expected str"),
         (b'{"services": {"web": {"traffic": {"timeout": 1%s}}}}' % (b"0" * 20), "a number beyond 64 bits"),
         (b'{"routes": {"a": {"listen": "", "rules": [{"limits": {"rate": 0}}]}}}', "limits.rate: expected float > 0.0"),
+        (
+            b'{"routes": {"a": {"listen": "", "rules": [{"redirect": {"path": "/a\\r\\nb: c"}}]}}}',
+            "routes.a.rules.0.redirect: must be in visible ASCII",
+        ),
     ],
 )
 def test_says_where_a_file_is_wrong(data: bytes, message: str) -> None:
