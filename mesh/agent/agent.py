@@ -125,6 +125,7 @@ class Agent:
 
         self._echo = echo
         self._silent: set[str] = set()
+        self._seen: dict[str, int] = {}  # by prefix: the newest index, below which no server is believed
         self._anew = asyncio.Event()  # set for a moment: watches are to be asked anew
         self._prober = NodeProber(settings.node, echo)
 
@@ -308,7 +309,8 @@ class Agent:
             self._anew.clear()
 
     async def _follow(self, prefix: str) -> None:
-        async for change in self._store.watch(prefix):
+        async for change in self._store.watch(prefix, self._seen.get(prefix, 0)):
+            self._seen[prefix] = change.index
             self._entries[prefix] = change.entries
             self._index = max(self._index, change.index)
             self._news.set()

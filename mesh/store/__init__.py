@@ -127,9 +127,10 @@ class Store(Protocol):
     async def txn(self, ops: Sequence[Op]) -> TxnResult:
         """All or nothing; at most `MAX_TXN_OPS` steps."""
 
-    def watch(self, prefix: str) -> AsyncIterator[Change]:
+    def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
         """Yields once at the start and then after each change, by stale blocking queries; never ends by itself.
 
+        `seen`: an index that the caller has seen already; a server that is behind it is not believed.
         While the store is away it yields nothing, retries with jittered back-off and reads everything again.
         A query that returns unchanged yields nothing.
         """

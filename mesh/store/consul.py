@@ -146,9 +146,9 @@ class ConsulStore:
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────
 
-    async def watch(self, prefix: str) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
         known: Mapping[str, Entry] | None = None
-        async for listing in self._listings(prefix):
+        async for listing in self._listings(prefix, seen):
             if known is None:
                 changed = frozenset(listing.entries)
             elif not (changed := _differing(known, listing.entries)):
@@ -156,12 +156,11 @@ class ConsulStore:
             known = listing.entries
             yield Change(listing.index, listing.entries, changed)
 
-    async def _listings(self, prefix: str) -> AsyncIterator[Listing]:
+    async def _listings(self, prefix: str, seen: int) -> AsyncIterator[Listing]:
         """What blocking queries return, one after the other, whatever happens to the store."""
         path = f"/v1/kv/{prefix}"
         backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
         away = False
-        seen = 0  # the newest index
         wait_beyond = 0  # 0: answer at once
         while True:
             params = _listing(stale=True)

@@ -106,7 +106,7 @@ class FakeStore:
         except Refused:
             return TxnResult(False, failed=[at for at, _ in failures], errors=[words for _, words in failures])
 
-    async def watch(self, prefix: str) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
         signal = Signal()
         self._watchers.add(signal)
         known: dict[str, Entry] | None = None

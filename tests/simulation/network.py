@@ -230,7 +230,7 @@ class Link:
         self._loop.later(60.0, fail)
         return await answer
 
-    async def watch(self, prefix: str) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
         known: Mapping[str, Entry] | None = None
         index = 0
         backoff = Backoff(0.1, 5.0)
