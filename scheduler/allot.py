@@ -82,7 +82,7 @@ def _placed(
         return []
     try:
         return placement.place(requests, nodes.values(), strategy)
-    except Exception:
+    except Exception:  # it comes up again with the service that it belongs to, and is told there
         return _placed_apart(requests, nodes, strategy, result)
 
 
