@@ -13,9 +13,9 @@ from dataclasses import replace
 import msgspec
 
 from mesh.model import Rebalance, RolloutState, Want
-from mesh.scheduler.forecast import engine_nodes
+from mesh.scheduler.forecast.end_state import engine_nodes
+from mesh.scheduler.forecast.live_cluster import live_cluster
 from mesh.scheduler.hosts import Memory
-from mesh.scheduler.live_cluster import live_cluster
 from mesh.view import View
 
 

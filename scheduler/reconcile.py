@@ -39,7 +39,7 @@ from mesh.scheduler.placement import Holding, Node
 from mesh.scheduler.plan import Outcome, Story
 from mesh.scheduler.plan_size import PlanSizes
 from mesh.scheduler.rebalance import next_at, rebalanced
-from mesh.scheduler.service import ServiceDecision
+from mesh.scheduler.service.decide import ServiceDecision
 from mesh.scheduler.vips import VipPool
 from mesh.spec.checks import MAX_NAME
 from mesh.view import View

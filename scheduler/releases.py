@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from mesh.model import PublishedPort, Release, ServicePlan
-from mesh.scheduler import rollout
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, draw
 from mesh.scheduler.sentences import listed
+from mesh.scheduler.service import rollout
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ConfigRef, ServiceSpec
 from mesh.view import Wish

@@ -6,7 +6,7 @@ import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from mesh.scheduler.cluster import Replica, Room, Site
+from mesh.scheduler.forecast.cluster import Replica, Room, Site
 
 
 def first_to_go(

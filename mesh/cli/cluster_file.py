@@ -13,7 +13,7 @@ import msgspec
 from mesh import units
 from mesh.model import Capacity, ReplicaState, Slot
 from mesh.scheduler.blueprint import NO_DEMAND, Demand, draw
-from mesh.scheduler.cluster import Cluster, Replica, Service, Site
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Service, Site
 from mesh.spec.errors import SpecError
 from mesh.spec.files import located, read_document
 from mesh.spec.scale import Job

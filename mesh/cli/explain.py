@@ -10,9 +10,9 @@ from mesh import console
 from mesh.cli import forecasts
 from mesh.cli.base import Failed
 from mesh.scheduler import placement
-from mesh.scheduler.cluster import Cluster, Replica, Service
-from mesh.scheduler.forecast import Waiting, engine_nodes, forecast, slot_order
-from mesh.scheduler.live_cluster import live_cluster
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Service
+from mesh.scheduler.forecast.end_state import Waiting, engine_nodes, forecast, slot_order
+from mesh.scheduler.forecast.live_cluster import live_cluster
 from mesh.scheduler.placement import Request, Verdict
 from mesh.suggestion import suggestion
 from mesh.view import View

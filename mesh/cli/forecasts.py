@@ -9,8 +9,8 @@ from typing import Any
 from mesh import console, units
 from mesh.model import Slot
 from mesh.scheduler import placement
-from mesh.scheduler.cluster import Cluster, Replica, Room
-from mesh.scheduler.forecast import Forecast, Waiting
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Room
+from mesh.scheduler.forecast.end_state import Forecast, Waiting
 from mesh.scheduler.sentences import listed, size_text
 
 MAX_ROWS = 60

@@ -8,8 +8,8 @@ from mesh import console
 from mesh.cli import changes, forecasts, wishes
 from mesh.cli.base import Mesh
 from mesh.cli.simulate import DOES_NOT_FIT, FITS, summary
-from mesh.scheduler.forecast import Forecast, forecast
-from mesh.scheduler.live_cluster import live_cluster
+from mesh.scheduler.forecast.end_state import Forecast, forecast
+from mesh.scheduler.forecast.live_cluster import live_cluster
 from mesh.spec.route import RouteSpec
 from mesh.spec.service import ServiceSpec
 from mesh.view import View, Wish

@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 from mesh.cli.base import Config, Invalid, Json, Mesh, Root, StoreAddress, TokenFile, command, connected, with_mesh
 
 if TYPE_CHECKING:
-    from mesh.scheduler.cluster import Cluster
+    from mesh.scheduler.forecast.cluster import Cluster
 
 _PANEL = "Look ahead"
 
@@ -60,7 +60,7 @@ async def rebalance(
 ) -> None:
     """What would be moved to better places: fewer nodes in use (binpack), or a more even load (spread)."""
     from mesh.cli.simulate import show_rebalance
-    from mesh.scheduler.live_cluster import live_cluster
+    from mesh.scheduler.forecast.live_cluster import live_cluster
 
     if not plan:
         raise Invalid("--plan shows what would be moved; for the scheduler to move it, set rebalance in desired/config")
@@ -117,7 +117,7 @@ def _running(store: str | None, token_file: Path | None, root: str | None, confi
     """The running cluster."""
     import asyncio
 
-    from mesh.scheduler.live_cluster import live_cluster
+    from mesh.scheduler.forecast.live_cluster import live_cluster
 
     async def read() -> "Cluster":
         async with connected(store, token_file, root, config) as mesh:

@@ -1,7 +1,7 @@
 """What `mesh rollout simulate` prints."""
 
 from mesh import console
-from mesh.scheduler.rehearsal import Rehearsal
+from mesh.scheduler.service.rehearsal import Rehearsal
 
 
 def show_rehearsal(found: Rehearsal) -> None:

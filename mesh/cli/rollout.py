@@ -130,7 +130,7 @@ def simulate(
 
     from mesh.cli.rehearsals import show_rehearsal
     from mesh.cli.rollout_file import read_script
-    from mesh.scheduler.rehearsal import rehearse
+    from mesh.scheduler.service.rehearsal import rehearse
 
     found = rehearse(read_script(file))
     if json:

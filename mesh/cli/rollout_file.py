@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mesh.model import ReplicaState, RolloutCommand
 from mesh.scheduler.blueprint import draw
-from mesh.scheduler.rehearsal import MAX_REPLICAS, Happening, Resident, Script
+from mesh.scheduler.service.rehearsal import MAX_REPLICAS, Happening, Resident, Script
 from mesh.spec.errors import SpecError, sentences
 from mesh.spec.fields import Count, Duration, FieldFault, Part, Positive, Replicas, one_sentence
 from mesh.spec.files import located, read_document

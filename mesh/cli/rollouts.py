@@ -13,8 +13,8 @@ from mesh import console
 from mesh.cli import status
 from mesh.cli.base import Failed, Invalid, Mesh
 from mesh.model import ReplicaState, RolloutCommand, RolloutState, ServicePlan
-from mesh.scheduler.commands import waiting_canaries, why_not
 from mesh.scheduler.releases import last_good
+from mesh.scheduler.service.commands import waiting_canaries, why_not
 from mesh.store import Op
 from mesh.view import View, encode_document
 

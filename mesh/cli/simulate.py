@@ -7,10 +7,10 @@ from typing import Any
 from mesh import console, units
 from mesh.cli import forecasts
 from mesh.cli.base import Invalid
-from mesh.scheduler.cluster import Cluster
-from mesh.scheduler.forecast import Forecast, engine_nodes, forecast, waiting_slots
+from mesh.scheduler.forecast.cluster import Cluster
+from mesh.scheduler.forecast.end_state import Forecast, engine_nodes, forecast, waiting_slots
+from mesh.scheduler.forecast.whatif import LoseAny, UntilFull, lose_any, until_full
 from mesh.scheduler.repack import Move, repack
-from mesh.scheduler.whatif import LoseAny, UntilFull, lose_any, until_full
 from mesh.suggestion import suggestion
 
 FITS = 0

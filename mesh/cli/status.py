@@ -22,8 +22,8 @@ from mesh.model import (
     Slot,
     Want,
 )
-from mesh.scheduler.commands import waiting_canaries
 from mesh.scheduler.releases import resolved
+from mesh.scheduler.service.commands import waiting_canaries
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec
 from mesh.view import View

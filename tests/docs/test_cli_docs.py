@@ -13,7 +13,7 @@ from mesh.cli.cluster_file import cluster_of
 from mesh.cli.forecasts import forecast_json, warnings
 from mesh.cli.status import NodeStatus, ServiceStatus
 from mesh.cli.top import ServiceTop
-from mesh.scheduler.forecast import forecast
+from mesh.scheduler.forecast.end_state import forecast
 from mesh.settings import AgentSettings
 from mesh.settings.sources import Sources
 

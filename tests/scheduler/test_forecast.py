@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.cli.cluster_file import cluster_of
 from mesh.cli.forecasts import forecast_json, warnings
-from mesh.scheduler.forecast import forecast
+from mesh.scheduler.forecast.end_state import forecast
 
 MI = 2**20
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mesh.model import Capacity, Want
-from mesh.scheduler.forecast import Forecast, forecast
-from mesh.scheduler.live_cluster import live_cluster
+from mesh.scheduler.forecast.end_state import Forecast, forecast
+from mesh.scheduler.forecast.live_cluster import live_cluster
 from tests.scheduler.world import GI, World
 
 Places = dict[tuple[str, object], str]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mesh.model import Rollout, RolloutState, SlotState
 from mesh.scheduler import backoff
-from mesh.scheduler.rollout import Allowance, Progress, advance, allowance, next_deadline
+from mesh.scheduler.service.rollout import Allowance, Progress, advance, allowance, next_deadline
 from mesh.scheduler.vips import VipPool
 from mesh.spec.service import Restart, Update
 

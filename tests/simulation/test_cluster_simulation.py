@@ -15,9 +15,10 @@ import pytest
 from mesh.agent import state as agent_state
 from mesh.agent.events import Action, Moment, Signal
 from mesh.agent.state import Replica
-from mesh.scheduler import rollout, service, slots
 from mesh.scheduler.classify import Seat
-from mesh.scheduler.slots import Moves, Rules
+from mesh.scheduler.service import decide as service
+from mesh.scheduler.service import rollout, slots
+from mesh.scheduler.service.slots import Moves, Rules
 from mesh.spec.service import Update
 from mesh.store import Op, lease
 from tests.simulation.clock import Process, Stuck, VirtualLoop, virtual_time

@@ -8,8 +8,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mesh.scheduler.cluster import Cluster, Replica, Room
-from mesh.scheduler.forecast import Forecast, Rest, Waiting, engine_nodes, forecast, waiting_slots
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Room
+from mesh.scheduler.forecast.end_state import Forecast, Rest, Waiting, engine_nodes, forecast, waiting_slots
 from mesh.scheduler.placement import Placement, Refusal, Request, place
 
 MAX_SETS = 5_000

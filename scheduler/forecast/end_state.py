@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh.model import Slot
-from mesh.scheduler.cluster import Cluster, Replica, Room
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Room
+from mesh.scheduler.forecast.seating import Seating, seat
 from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request, place
-from mesh.scheduler.seating import Seating, seat
 
 MAX_ROUNDS = 100
 """Evictions only go down in priority, so a few rounds do; this bounds what a mistake of ours could cost."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mesh.model import Slot
 from mesh.scheduler.blueprint import Blueprint
-from mesh.scheduler.cluster import Replica, Room, Service, Site
+from mesh.scheduler.forecast.cluster import Replica, Room, Service, Site
 from mesh.scheduler.scale_down import first_to_go
 
 

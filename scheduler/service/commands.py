@@ -8,8 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from mesh.model import Release, RolloutCommand, RolloutState, ServicePlan
-from mesh.scheduler import releases, rollout
+from mesh.scheduler import releases
 from mesh.scheduler.blueprint import blueprint_of
+from mesh.scheduler.service import rollout
 from mesh.view import Command
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
 from mesh.scheduler.hosts import Condition
-from mesh.scheduler.rollout import Manner
+from mesh.scheduler.service.rollout import Manner
 
 
 @dataclass(slots=True)

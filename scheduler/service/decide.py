@@ -8,15 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from mesh.model import Release, Rollout, RolloutState, ServicePlan, Slot
-from mesh.scheduler import backoff, commands, releases, rollout
+from mesh.scheduler import backoff, releases
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica, Seat
-from mesh.scheduler.cluster import Cluster, Room, Site
-from mesh.scheduler.cluster import Replica as Lodger
 from mesh.scheduler.decision import Decision, Input, slot_order
+from mesh.scheduler.forecast.cluster import Cluster, Room, Site
+from mesh.scheduler.forecast.cluster import Replica as Lodger
 from mesh.scheduler.hosts import Condition, Host
 from mesh.scheduler.scale_down import first_to_go
-from mesh.scheduler.slots import Moves, Rules, retire, settle
+from mesh.scheduler.service import commands, rollout
+from mesh.scheduler.service.slots import Moves, Rules, retire, settle
 from mesh.units import format_numbers, parse_numbers
 from mesh.view import Wish
 

@@ -9,7 +9,7 @@ from mesh.keys import Keys
 from mesh.model import Assignment, ReplicaState, RolloutState, RunState, ServicePlan, Slot, Want
 from mesh.scheduler import releases
 from mesh.scheduler.blueprint import NO_DEMAND, blueprint_of, blueprint_or_none
-from mesh.scheduler.cluster import Cluster, Replica, Service, Site
+from mesh.scheduler.forecast.cluster import Cluster, Replica, Service, Site
 from mesh.scheduler.hosts import Condition, Host, Memory, remember, survey
 from mesh.spec.scale import Job
 from mesh.units import parse_numbers
