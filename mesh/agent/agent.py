@@ -1,4 +1,4 @@
-"""One node's agent: the shell around `agent_state`, where events come from and actions go to.
+"""One node's agent: the shell around `state.AgentState`, where events come from and actions go to.
 
 store ──plan──►┐                       ┌──► hands ──► runtime
 runtime ─list─►├─► AgentState.handle ──┤

@@ -1,4 +1,4 @@
-"""What the agent's heart (`agent_state`) is told, and what it orders: past tense comes in, imperatives go out."""
+"""What the agent's heart (`state.AgentState`) is told, and what it orders: past tense comes in, imperatives go out."""
 
 from __future__ import annotations
 

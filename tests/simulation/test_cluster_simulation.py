@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mesh.agent import state as agent_state
+from mesh.agent import needs
 from mesh.agent.events import Action, Moment, Signal
-from mesh.agent.state import Replica
+from mesh.agent.replica import Replica
 from mesh.scheduler.classify import Seat
 from mesh.scheduler.service import decide as service
 from mesh.scheduler.service import rollout, slots
@@ -92,13 +92,13 @@ def test_stopping_before_starting_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_signal_before_the_withdrawal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    retire = agent_state._retire
+    retire = needs._retire
 
     def hasty(replica: Replica, now: Moment) -> Action | None:
         action = retire(replica, now)
         return Signal(replica.id, "SIGTERM", 2.0) if action is not None else None
 
-    monkeypatch.setattr(agent_state, "_retire", hasty)
+    monkeypatch.setattr(needs, "_retire", hasty)
     assert "d" in found_within(SEEDS)
 
 
