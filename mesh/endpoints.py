@@ -117,6 +117,7 @@ def _service(plan: ServicePlan, endpoints: list[Endpoint]) -> TableService:
         discovery=plan.discovery,
         all_unready=plan.all_unready,
         desired=plan.desired,
+        asleep=plan.asleep,
         ports={name: msgspec.convert(port, TablePort, from_attributes=True) for name, port in plan.ports.items()},
         traffic=plan.traffic,
         endpoints=sorted(endpoints, key=lambda endpoint: (str(endpoint.slot).zfill(8), endpoint.id)),

@@ -62,6 +62,7 @@ class TableService(Struct, frozen=True, kw_only=True):
     discovery: str = "vip"  # vip | direct
     all_unready: str = "any"  # any | nodata
     desired: int = 0
+    asleep: bool = False  # at zero until it is asked for: requests are held while a replica starts
     ports: dict[str, TablePort] = {}
     traffic: dict[str, Any] = {}
     endpoints: list[Endpoint] = []
