@@ -168,8 +168,9 @@ class Stats(Answers):
             in_flight=self.in_flight,
             queued=self.queued,
             connections=self.connections,
+            arrived=(arrived := sum(self.classes) + self.in_flight) - told.arrived,
         )
-        told.gauges = gauges
+        told.gauges, told.arrived = gauges, arrived
         told.classes, told.latency = self.classes.copy(), self.latency.copy()
         told.busy, told.retries, told.opened = busy, self.retries, self.opened
         return load
@@ -188,14 +189,14 @@ class Stats(Answers):
 class _Told:
     """What was told of a Stats the last time."""
 
-    __slots__ = ("busy", "classes", "gauges", "latency", "opened", "retries")
+    __slots__ = ("arrived", "busy", "classes", "gauges", "latency", "opened", "retries")
 
     def __init__(self) -> None:
         self.gauges: tuple[float, ...] = (0, 0, 0, 0, 0, 0.0)
         self.classes = [0] * 10
         self.latency = [0] * (len(BOUNDS) + 1)
         self.busy = 0.0
-        self.retries = self.opened = 0
+        self.retries = self.opened = self.arrived = 0
 
 
 # ── as metrics ───────────────────────────────────────────────────────────────────────────────

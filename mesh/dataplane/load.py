@@ -52,6 +52,19 @@ class PortLoad(msgspec.Struct, frozen=True, array_like=True):
     in_flight: int  # now, with those that wait
     queued: int
     connections: int
+    arrived: int = 0  # requests that began since it last told
+
+
+class LastSecond(msgspec.Struct, frozen=True, kw_only=True):
+    """What came within the last second alone: what an autoscaler acts on.
+
+    Of the second that is under way, all; of the one before it, the share that is not yet a second ago (a sliding-window
+    counter). Requests count as they arrive, not as they end: a service that is too slow shows its whole load.
+    """
+
+    requests: float = 0.0
+    in_flight: float = 0.0  # average, with those that wait for an endpoint
+    connections: float = 0.0  # that were opened
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +81,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 0  # of clients, open now
     connection_rate: float = 0.0
     latency: list[tuple[float, int]] = []  # requests by the upper bound of their time; from it are p50 and p99
+    last_second: LastSecond = LastSecond()
 
 
 class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +111,10 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 class _Sum:
     """A second's, or a window's, of one port or of several."""
 
-    __slots__ = ("busy", "endpoints", "failures", "latency", "opened", "requests", "retries")
+    __slots__ = ("arrived", "busy", "endpoints", "failures", "latency", "opened", "requests", "retries")
 
     def __init__(self) -> None:
+        self.arrived = 0
         self.requests = 0
         self.failures = 0
         self.busy = 0.0
@@ -109,6 +124,7 @@ class _Sum:
         self.endpoints: dict[str, tuple[int, int]] = {}  # requests, failures
 
     def add(self, more: PortLoad | _Sum) -> None:
+        self.arrived += more.arrived
         self.requests += more.requests
         self.failures += more.failures
         self.busy += more.busy
@@ -126,6 +142,7 @@ class _Sum:
 
 
 _Key = tuple[str, str]
+_NOTHING = _Sum()
 
 
 class LoadWindow:
@@ -160,14 +177,14 @@ class LoadWindow:
             node=node,
             time=time.time(),
             window=round(seconds, 3),
-            services={service: self._service(service, names, seconds) for service, names in ports.items()},
+            services={service: self._service(service, names, seconds, now) for service, names in ports.items()},
         )
 
     def _forget_before(self, second: int) -> None:
         for old in [each for each in self._seconds if each < second]:
             del self._seconds[old]
 
-    def _service(self, service: str, names: Iterable[str], seconds: float) -> ServiceReport:
+    def _service(self, service: str, names: Iterable[str], seconds: float, now: float) -> ServiceReport:
         whole, ports, open_now = _Sum(), {}, []
         for name in names:
             key = (service, name)
@@ -176,7 +193,7 @@ class LoadWindow:
                 if key in sums:
                     port.add(sums[key])
             present = [loads[key] for loads in self._present.values() if key in loads]
-            ports[name] = Load(**_figures(port, present, seconds))
+            ports[name] = Load(**_figures(port, present, seconds), last_second=self._last_second(key, now))
             whole.add(port)
             open_now += present
         endpoints = _endpoints(whole, open_now, seconds)
@@ -185,7 +202,27 @@ class LoadWindow:
             ejected=sum(each.ejected for each in endpoints.values()),
             ports=ports,
             endpoints=endpoints,
+            last_second=_added(port.last_second for port in ports.values()),
         )
+
+    def _last_second(self, key: _Key, now: float) -> LastSecond:
+        present = self._seconds.get(int(now), {}).get(key, _NOTHING)
+        before = self._seconds.get(int(now) - 1, {}).get(key, _NOTHING)
+        share = 1 - now % 1
+        return LastSecond(
+            requests=present.arrived + share * before.arrived,
+            in_flight=present.busy + share * before.busy,
+            connections=present.opened + share * before.opened,
+        )
+
+
+def _added(parts: Iterable[LastSecond]) -> LastSecond:
+    known = [*parts]
+    return LastSecond(
+        requests=sum(part.requests for part in known),
+        in_flight=sum(part.in_flight for part in known),
+        connections=sum(part.connections for part in known),
+    )
 
 
 def _figures(sums: _Sum, present: list[PortLoad], seconds: float) -> dict[str, Any]:
@@ -278,6 +315,7 @@ def _together(parts: list[ServiceReport]) -> ServiceReport:
         latency=[(_bound(index), count) for index, count in sorted(latency.items())],
         ejected=sum(each.ejected for each in endpoints.values()),
         endpoints=endpoints,
+        last_second=_added(part.last_second for part in parts),
     )
 
 

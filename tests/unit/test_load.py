@@ -70,6 +70,29 @@ def test_at_the_start_the_window_is_as_long_as_there_is_something_to_tell() -> N
     assert (seen.window, seen.services["web"].rps) == (2.0, 15.0)
 
 
+def test_the_last_second_slides_and_counts_requests_as_they_arrive() -> None:
+    window = LoadWindow(0.0)
+    window.add("a", 100, [port_load(arrived=80, busy=8.0, opened=4)], 101)
+    window.add("a", 101, [port_load(arrived=10, busy=1.0)], 101.25)
+    last = report(window, 101.25).services["web"].last_second
+    assert (last.requests, last.in_flight, last.connections) == (70.0, 7.0, 3.0), "all of now, three quarters of before"
+    assert report(window, 103.0).services["web"].last_second.requests == 0.0
+
+
+def test_a_request_has_arrived_before_it_ends() -> None:
+    stats = Stats()
+    stats.begin(1.0)
+    stats.begin(1.5)
+    first = stats.take_load("web", "http", 2.0)
+    stats.end(1.0, 3.0, 200)
+    stats.begin(3.0)
+    second = stats.take_load("web", "http", 4.0)
+    assert first
+    assert second
+    assert (first.arrived, first.requests) == (2, 0)
+    assert (second.arrived, second.requests) == (1, 1)
+
+
 def test_an_ejected_endpoint_is_told_also_without_traffic() -> None:
     window = LoadWindow(0.0)
     window.add("a", 100, [port_load(endpoints=[EndpointLoad("web-1", 10, 5, 0, True)])], 101)
