@@ -311,6 +311,7 @@ class Slot:
         for process in {self._process, self._successor} - {None}:
             assert process is not None
             if goodbye.linger and process is self._process:
+                self._pid_file.write_text(str(process.pid))  # it may name a successor that is not needed any more
                 process.forget()
                 continue
             if process.link is None:

@@ -89,6 +89,11 @@ class World:
         await workers._feed.close()
         workers._shelf.close()
 
+    async def stop(self, workers: Workers) -> None:
+        """As by SIGTERM: its workers linger for the next."""
+        self._supervisors.remove(workers)
+        await workers.close(linger=30.0)
+
     def pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())
 
@@ -321,6 +326,21 @@ async def test_workers_of_another_kind_are_replaced_by_a_new_supervisor_without_
     await world.supervise(ProxyArguments(node="n1"))
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "their end, of both")
     await load.more(100)
+    assert await load.end() == []
+
+
+async def test_a_supervisor_that_ends_while_it_replaces_a_worker_leaves_the_old_one_to_the_next(world: World) -> None:
+    first = await world.supervise(ProxyArguments())
+    process = world.pid("proxy-1")
+    load = Load(world)
+    await load.more(100)
+    first.replace_soon()
+    await until(lambda: world.pid("proxy-1") != process, "a successor's start")
+    await world.stop(first)
+    assert world.pid("proxy-1") == process
+    await world.supervise(ProxyArguments(node="n1"))
+    await until(lambda: world.pid("proxy-1") != process, "another successor's start")
+    await load.more(200)
     assert await load.end() == []
 
 
