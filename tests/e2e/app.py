@@ -1,6 +1,7 @@
 """A replica for the end-to-end tests: says who it is, and can be told to misbehave by its environment.
 
 HELLO: what it says first. START_DELAY: seconds before it listens. UNREADY_FILE: while it exists, /healthz is 503.
+`/slow` takes 0.3 s.
 """
 
 import os
@@ -16,6 +17,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/slow":
+            time.sleep(0.3)
         unready = self.path == "/healthz" and Path(os.environ.get("UNREADY_FILE", "/nonexistent")).exists()
         body = f"{os.environ.get('HELLO', 'hello')} from {os.environ.get('MESH_REPLICA', '?')}\n".encode()
         self.send_response(503 if unready else 200)
