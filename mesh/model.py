@@ -323,6 +323,7 @@ class NodeSettings(Document, frozen=True, kw_only=True):
     """What operators say about a node."""
 
     availability: str = "active"  # active | pause | drain
+    deadline: float = 0.0  # of a drain: when what has not moved by then is stopped; 0: never
     labels: dict[str, str] = {}
     lost: int = 0  # `mesh confirm-loss`: modify index of the last report of the node that will not come back
 

@@ -46,7 +46,12 @@ class Replica:
     @property
     def must_move(self) -> bool:
         """Off a drained node, or to a better one."""
-        return self.condition is Condition.DRAINING or bool(self.assignment.target)
+        return self.condition.draining or bool(self.assignment.target)
+
+    @property
+    def overdue(self) -> bool:
+        """It did not leave its drained node by the deadline."""
+        return self.condition is Condition.OVERDUE
 
     def fits(self, hash: str) -> bool:
         """Of that release, and where it may stay: it need not be replaced."""
@@ -64,7 +69,7 @@ class Seat:
     slot: Slot
     live: list[Replica] = field(default_factory=list)  # wanted to run, on a node that answers
     suspect: list[Replica] = field(default_factory=list)  # wanted to run, on a node that is silent
-    stopping: list[Replica] = field(default_factory=list)  # told to stop, not ended yet
+    stopping: list[Replica] = field(default_factory=list)  # told to stop, or overdue, and not ended yet
 
     @property
     def ready(self) -> bool:
@@ -111,7 +116,7 @@ def classify(replicas: Iterable[Replica]) -> Buckets:
             buckets.lost.append(replica)
         elif replica.state.ended:
             (buckets.ended if stop else buckets.failed).append(replica)
-        elif stop:
+        elif stop or replica.overdue:
             buckets.seat(replica.slot).stopping.append(replica)
         elif replica.condition is Condition.GONE:
             buckets.seat(replica.slot).suspect.append(replica)

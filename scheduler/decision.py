@@ -148,6 +148,11 @@ class Decision:
                 self.outgoing.add(replica.id)
             self.keep(replica.node, assignment)
 
+    def overdue(self, buckets: Buckets) -> dict[str, str]:
+        """Who must stop because it did not leave its drained node in time: id → cause."""
+        late = (replica for seat in buckets.seats.values() for replica in seat.stopping if replica.overdue)
+        return {replica.id: f"drain of {replica.node}, whose deadline has passed" for replica in late}
+
     def keep(self, node: str, assignment: Assignment) -> None:
         self.kept.setdefault(node, []).append(assignment)
 

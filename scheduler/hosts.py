@@ -86,8 +86,13 @@ class Condition(StrEnum):
     ACTIVE = "active"
     PAUSED = "paused"  # keeps what it runs, gets nothing new
     DRAINING = "draining"  # what it runs moves away
+    OVERDUE = "overdue"  # draining, and its deadline has passed: what is still there stops
     GONE = "gone"  # silent: suspected, not yet given up
     LOST = "lost"  # given up: what it ran is replaced
+
+    @property
+    def draining(self) -> bool:
+        return self in (Condition.DRAINING, Condition.OVERDUE)
 
 
 _SEVERITY = (*Condition,)
@@ -114,11 +119,12 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """All nodes, by name; `frozen` says why nothing is replaced, if so; `give_up_at`: when the next is given up."""
+    """All nodes, by name; `frozen` says why nothing is replaced, if so; `changes_at`: when the next one's condition
+    changes by itself: it is given up, or its drain is overdue."""
 
     by_name: Mapping[str, Host]
     frozen: str
-    give_up_at: float | None
+    changes_at: float | None
     cluster: ClusterPlan = field(default_factory=ClusterPlan)
     """What is doubtful, for people and for every node's Table."""
 
@@ -240,7 +246,7 @@ def survey(
         if name in unreadable and seen is None:
             condition, why = Condition.GONE, "its report cannot be read by this version"
         elif seen is not None and name not in memory.gone:
-            condition, why = _availability(settings)
+            condition, why = _availability(settings, now)
             if not seen.held:
                 condition, why = max(condition, Condition.PAUSED, key=_SEVERITY.index), SAYS[Sign.ANSWERS]
                 doubts[name] = NodeDoubt(state="degraded", why=why)
@@ -261,15 +267,16 @@ def survey(
             why = f"{says}, is given up after {format_duration(round(grace, 1))}" if soon else says
             doubts[name] = NodeDoubt(state="suspected", why=why)
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
-    give_up_at = min((at for at in due.values() if now < at < float("inf")), default=None)
+    deadlines = (one.deadline for one in view.settings.values() if one.availability == "drain")
+    changes_at = min((at for at in (*due.values(), *deadlines) if now < at < float("inf")), default=None)
     cluster = ClusterPlan(frozen=frozen, nodes=_dated(doubts, view.cluster, now))
     if (
         before is not None
-        and (before.frozen, before.give_up_at, before.cluster) == (frozen, give_up_at, cluster)
+        and (before.frozen, before.changes_at, before.cluster) == (frozen, changes_at, cluster)
         and _same(before, hosts)
     ):
         return before
-    return Hosts(hosts, frozen, give_up_at, cluster)
+    return Hosts(hosts, frozen, changes_at, cluster)
 
 
 def _dated(doubts: Mapping[str, NodeDoubt], before: ClusterPlan, now: float) -> dict[str, NodeDoubt]:
@@ -331,12 +338,13 @@ def _suspects(view: View, gone: Mapping[str, float]) -> dict[str, float]:
     return {node: since for node, since in gone.items() if node in view.node_plans and not view.node_plans[node].lost}
 
 
-def _availability(settings: NodeSettings) -> tuple[Condition, str]:
+def _availability(settings: NodeSettings, now: float) -> tuple[Condition, str]:
     match settings.availability:
         case "active":
             return Condition.ACTIVE, ""
         case "drain":
-            return Condition.DRAINING, "is draining"
+            overdue = 0 < settings.deadline <= now
+            return Condition.OVERDUE if overdue else Condition.DRAINING, "is draining"
         case "pause":
             return Condition.PAUSED, "is paused"
         case other:

@@ -6,8 +6,9 @@ A run fills its slots, 1 to `completions`, a few at a time, each until one repli
        ├─ more than `retries` replicas failed, or the deadline has passed ──► failed
        └─ a newer release of a job, or with `overlap: replace` a newer run ─► replaced
 
-What is lost with its node, drained or preempted has not failed: its slot is run again. A replica that ended before it
-heard that it should stop is run again too: a slot runs at least once to its end, and never twice at a time.
+On a drained node replicas may end by themselves; those that have not by its deadline are stopped. What is lost with its
+node, drained or preempted has not failed: its slot is run again. A replica that ended before it heard that it should
+stop is run again too: a slot runs at least once to its end, and never twice at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class JobDecision(Decision):
         self._now = given.scene.now
         self._newest = blueprint_of(plan.service, plan.releases[-1])
         self._runs = {run.number: run for run in plan.runs}
-        self._stop: dict[str, str] = {}  # id → cause
+        self._stop = self.overdue(buckets)  # id → cause
         self._preempted = self.preempted(buckets)
         here = [replica for seat in buckets.seats.values() for replica in (*seat.live, *seat.suspect, *seat.stopping)]
         self.update(claims=[], seats="", rollout=Rollout(release=plan.releases[-1].number))
@@ -54,7 +55,7 @@ class JobDecision(Decision):
         self._begin()
         self._end()
         self._fill(here)
-        self.carry_out(here, self._stop, lambda replica: replica.condition is Condition.DRAINING)
+        self.carry_out(here, self._stop, lambda replica: replica.overdue)
         self._remember(buckets)
         self.plan = releases.publish(self.plan, self._newest, None)
 
@@ -161,8 +162,6 @@ class JobDecision(Decision):
             run = self._runs.get(replica.assignment.run)
             if run is None or run.state is not RunState.RUNNING:
                 self._stop[replica.id] = f"run {run.number} {run.state}" if run else self.plan.releases[-1].cause
-            elif replica.condition is Condition.DRAINING:
-                self._stop[replica.id] = f"drain of {replica.node}"
             by_run[replica.assignment.run].append(replica)
         schedule = self._newest.spec.schedule
         side_by_side = schedule is not None and schedule.overlap == "allow"
@@ -213,7 +212,7 @@ class JobDecision(Decision):
         self.keep_failures(self._newest.spec.restart, failing)
         kept = [replica for replica in (*buckets.records, *buckets.failed)
                 if replica.assignment.run and replica.report is not None
-                and replica.condition not in (Condition.LOST, Condition.DRAINING)]  # fmt: skip
+                and replica.condition is not Condition.LOST and not replica.condition.draining]  # fmt: skip
         kept.sort(key=lambda replica: (replica.assignment.placed, replica.id))
         for replica in kept[-MAX_RECORDS:]:
             self.records.setdefault(replica.node, []).append(_record(replica))

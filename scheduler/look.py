@@ -197,7 +197,7 @@ def musters(now: Mapping[str, Tenancy], before: Look) -> dict[str, Muster]:
 def busy_nodes(now: Mapping[str, Tenancy], plans: Mapping[str, ServicePlan]) -> frozenset[str]:
     """Drained nodes that still run something else than global services."""
     return frozenset(node for node, tenancy in now.items()
-                     if tenancy.condition is Condition.DRAINING and any(_movable(tenancy, plans)))  # fmt: skip
+                     if tenancy.condition.draining and any(_movable(tenancy, plans)))  # fmt: skip
 
 
 def _movable(tenancy: Tenancy, plans: Mapping[str, ServicePlan]) -> Iterator[bool]:

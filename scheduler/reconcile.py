@@ -170,7 +170,7 @@ class _Round:
         """When to look again even if nothing happens."""
         times = [settled.until for settled in self._settled.values()]
         times += [at for name, decision in self._decisions.items() if name not in self._settled for at in decision.wake]
-        times += [self._hosts.give_up_at or 0.0]
+        times += [self._hosts.changes_at or 0.0]
         return min((at for at in times if self._now < at < float("inf")), default=None)
 
     # ── deciding ─────────────────────────────────────────────────────────────────────────────

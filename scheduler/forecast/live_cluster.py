@@ -45,7 +45,7 @@ def _site(host: Host) -> Site:
         capacity=host.room,
         attributes=host.attributes,
         barred=host.why if host.condition is not Condition.ACTIVE else "",
-        draining=host.condition is Condition.DRAINING,
+        draining=host.condition.draining,
         lost=host.condition in (Condition.GONE, Condition.LOST),
     )
 

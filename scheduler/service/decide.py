@@ -43,6 +43,8 @@ class ServiceDecision(Decision):
         self._choose_goals(seats, manner)
         moves = self._settle(seats, manner, vacated)
         moves.stop.update(self._retired(seats, surplus))
+        if self._newest.spec.kind == "service":
+            moves.stop.update(self.overdue(buckets))
         for seat in buckets.seats.values():
             self.carry_out((*seat.live, *seat.suspect, *seat.stopping), moves.stop, self._leaving)
         self._forget_old_failures(blueprint)
@@ -61,6 +63,8 @@ class ServiceDecision(Decision):
         for replica in buckets.failed:
             self.count_failure(replica)
             vacated[replica.slot] = f"{replica.id} failed"
+        for seat in buckets.seats.values():
+            vacated.update((seat.slot, f"drain of {late.node}") for late in seat.stopping if late.overdue)
         for replica in buckets.lost:
             vacated[replica.slot] = f"{replica.node} lost"
             self.story.tell("lost:", f"{replica.id} on {replica.node}", f"{replica.node} lost")
@@ -103,7 +107,7 @@ class ServiceDecision(Decision):
         empty = sorted((slot for slot in slots if slot not in sitting), reverse=True)[:count]
         hosts = self.given.scene.hosts.by_name
         sites = {
-            node: Site(node, host.room, host.attributes, draining=host.condition is Condition.DRAINING)
+            node: Site(node, host.room, host.attributes, draining=host.condition.draining)
             for node in {replica.node for replica in sitting.values()}
             for host in [hosts[node]]
         }
@@ -140,7 +144,7 @@ class ServiceDecision(Decision):
         stop: dict[str, str] = {}
         for seat in surplus:
             host = self.given.scene.hosts.by_name.get(str(seat.slot))
-            drained = host is not None and host.condition is Condition.DRAINING
+            drained = host is not None and host.condition.draining
             if not drained or seat.slot not in self.given.scene.busy:
                 cause = f"drain of {seat.slot}" if drained else f"{seat.slot} is not eligible"
                 stop.update(retire([seat], seats, cause, all_at_once=True).stop)
@@ -276,7 +280,7 @@ def _canaries(count: int) -> str:
 
 def _belongs(host: Host, blueprint: Blueprint, buckets: Buckets) -> bool:
     """True for a node that should have a replica of a global service; a silent or paused one keeps what it has."""
-    if host.condition in (Condition.LOST, Condition.DRAINING):
+    if host.condition is Condition.LOST or host.condition.draining:
         return False
     if host.condition is not Condition.ACTIVE:
         seat = buckets.seats.get(host.name)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
-from mesh.scheduler.hosts import Condition
 from mesh.scheduler.service.rollout import Manner
 
 
@@ -88,8 +87,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
 
 
 def _why_away(old: Replica) -> str:
-    drained = old.condition is Condition.DRAINING
-    return f"drain of {old.node}" if drained else f"rebalanced to {old.assignment.target}"
+    return f"drain of {old.node}" if old.condition.draining else f"rebalanced to {old.assignment.target}"
 
 
 def _keep_both(seat: Seat, rules: Rules, moves: Moves) -> None:
@@ -134,5 +132,5 @@ def retire(surplus: Sequence[Seat], kept: Sequence[Seat], cause: str, *, all_at_
         if missing and seat.ready:
             missing -= 1
             continue
-        moves.stop.update((replica.id, cause) for replica in (*seat.live, *seat.suspect))
+        moves.stop.update((replica.id, cause) for replica in (*seat.live, *seat.suspect, *seat.stopping))
     return moves

@@ -116,7 +116,7 @@ def test_a_new_release_runs_the_job_again_once_the_old_run_has_stopped() -> None
 def test_a_lost_or_drained_replica_of_a_job_has_not_failed() -> None:
     world = job(World(3), Behaviour(done_after=60.0), job={"retries": 0})
     world.run(2)
-    world.set_node(world.node_of(world.ready()[0]), "drain")
+    world.set_node(world.node_of(world.ready()[0]), "drain", deadline=world.now)
     world.run_until(lambda: len(world.ready()) == 1 and world.ready() != ["web-1-0000"])
     world.lose(world.node_of(world.ready()[0]))
     world.run_until(lambda: ended(world))

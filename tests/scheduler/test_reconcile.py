@@ -512,17 +512,3 @@ def test_ten_thousand_replicas_for_one_node_fill_it_and_say_what_waits() -> None
     plan = world.plans["web"]
     assert len(plan.pending) == 50
     assert plan.pending[0].reasons == ["n1: needs 100m cpu, 0 free"]
-
-
-def test_a_global_service_is_the_last_to_leave_a_drained_node() -> None:
-    world = World(2)
-    world.apply("agent", kind="global")
-    world.apply("web", replicas=2)
-    world.settle()
-    world.set_node("n1", "drain")
-    while world.spread("web").get("n1"):
-        assert world.spread("agent").get("n1") == 1
-        world.run(0.1)
-    world.settle()
-    assert (world.spread("agent"), world.spread("web")) == ({"n2": 1}, {"n2": 2})
-    assert any(event.cause == "drain of n1" for event in world.plans["agent"].events)

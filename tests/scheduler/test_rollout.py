@@ -249,54 +249,6 @@ def test_a_volume_of_the_old_release_is_not_shared_while_the_new_one_has_none() 
     assert {(report.slot, report.release) for report in world.running()} >= {(2, 1), (3, 1)}
 
 
-# ── drains ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_drained_node_is_emptied_start_first() -> None:
-    world, floor = running(6)
-    world.set_node("n1", "drain")
-    world.settle()
-    world.run_until(lambda: "n1" not in world.spread())
-    assert (len(world.ready()), floor.ready, floor.wanted) == (6, 6, 7)
-    assert any(event.cause == "drain of n1" for event in world.plans["web"].events)
-
-
-def test_a_drain_with_nowhere_to_go_stops_nothing_and_says_why() -> None:
-    world, floor = running(2, nodes=1)
-    world.set_node("n1", "drain")
-    world.run(60)
-    assert floor.ready == 2
-    assert world.plans["web"].pending[0].reasons == ["n1: is draining"]
-    world.set_node("n1")
-    world.run(1)
-    assert not world.plans["web"].pending
-
-
-def test_a_drain_moves_a_static_port_start_first_to_another_node() -> None:
-    world, floor = running(1, nodes=2, ports={"db": {"port": 5432, "host_port": 5432}})
-    home = world.node_of(world.ready()[0])
-    world.set_node(home, "drain")
-    world.run_until(lambda: home not in world.spread())
-    world.settle()
-    assert floor.ready == 1
-
-
-def test_a_drain_leaves_a_volume_where_it_is_and_says_so() -> None:
-    world, floor = running(1, nodes=2, volumes={"data": {"path": "/data"}})
-    world.set_node("n1", "drain")
-    world.run(60)
-    assert floor.ready == 1
-    assert "cannot move" in world.plans["web"].pending[0].reasons[0]
-
-
-def test_a_paused_node_keeps_what_it_has_and_gets_nothing() -> None:
-    world, _ = running(2, nodes=2)
-    world.set_node("n1", "pause")
-    world.rescale("web", 4)
-    world.run_until(lambda: len(world.ready()) == 4)
-    assert world.spread() == {"n1": 1, "n2": 3}
-
-
 @pytest.mark.parametrize("disturb", [World.change_leader, lambda world: world.lose("n3"), lambda world: None])
 def test_a_rollout_over_all_kinds_of_trouble_ends(disturb: Callable[[World], None]) -> None:
     world, _ = running(4, nodes=4)

@@ -140,8 +140,8 @@ class World:
             self.configs[name] = value
         self._dirty = True
 
-    def set_node(self, name: str, availability: str = "active", **labels: str) -> None:
-        self.settings[name] = NodeSettings(availability=availability, labels=labels)
+    def set_node(self, name: str, availability: str = "active", deadline: float = 0.0, **labels: str) -> None:
+        self.settings[name] = NodeSettings(availability=availability, deadline=deadline, labels=labels)
         self._dirty = True
 
     def lose(self, name: str, *, kill: bool = True) -> None:
