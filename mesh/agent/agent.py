@@ -224,6 +224,7 @@ class Agent:
         event = await self._hands.do(action)
         if isinstance(event, Hindered) and (event.retry or not isinstance(action, (Prepare, Start))):
             log.warning("replica %s: %s: %s: trying again", event.id, type(action).__name__.lower(), event.why)
+            self._look.set()  # it may have been done all the same
         self._handle(event)
 
     def _arm_timer(self) -> None:

@@ -17,7 +17,7 @@ ISOLATION_GRACE = 2.0
 def next_actions(replica: Replica, now: Moment) -> Iterator[Action]:
     """Its next actions: at most one that keeps it busy."""
     yield from _next_probing(replica, now)
-    if replica.busy or now.ticks < replica.retry:
+    if replica.busy or now.ticks < replica.retry or replica.in_the_dark:
         return
     replica.retry = 0.0
     if not replica.state.ended and (not replica.wanted or replica.doomed):
@@ -59,6 +59,8 @@ def _begin(replica: Replica, now: Moment) -> Action | None:
 
 def _retire(replica: Replica, now: Moment) -> Action | None:
     if not replica.state.alive:
+        if replica.unanswered and not replica.removed:
+            return Remove(replica.id)  # what is not there cannot be started late
         replica.enter(ReplicaState.STOPPED, now, "no longer wanted before it ran")
         return None
     if replica.state is not ReplicaState.DRAINING:
@@ -85,7 +87,7 @@ def _bury(replica: Replica) -> Action | None:
 
 
 def due(replica: Replica) -> float | None:
-    if replica.busy:
+    if replica.busy or replica.in_the_dark:
         return None
     if replica.state is ReplicaState.DRAINING and replica.drained is not None:
         return max(replica.drained, replica.retry)

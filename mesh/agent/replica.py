@@ -14,7 +14,9 @@ from mesh.agent.events import (
     Prepare,
     Prepared,
     Progress,
+    Remove,
     Removed,
+    Signal,
     Signalled,
     Start,
     Started,
@@ -48,6 +50,7 @@ class Replica:
     isolated: bool = False  # it must end fast: another node may get its slot
     busy: type[Action] | None = None  # the action under way
     prepared: bool = False  # its image is here
+    unanswered: bool = False  # a start was asked for and got no answer: the engine may still carry it out
     launched: bool = False  # its instance was once seen running
     removed: bool = False  # nothing is left of its instance
     unexplained: bool = False  # it failed, and its output has not been read
@@ -56,6 +59,7 @@ class Replica:
     retry: float = 0.0  # ticks before which nothing is tried again
     retries: int = 0
     touched: float = 0.0  # ticks of its last action's end: an older listing says nothing about it
+    listed_at: float = 0.0  # ticks at which the listing was asked for that told of it last
 
     @property
     def id(self) -> str:
@@ -69,6 +73,11 @@ class Replica:
     def needless(self) -> bool:
         """Not even its output is of use."""
         return not self.listed or self.assignment.want is Want.STOP
+
+    @property
+    def in_the_dark(self) -> bool:
+        """Nobody knows yet what became of its start: the engine is to list its instances first."""
+        return self.unanswered and self.listed_at < self.touched
 
     @property
     def drain(self) -> float:
@@ -139,6 +148,13 @@ def take(replica: Replica, event: Event, now: Moment) -> None:
             _hinder(replica, why, now, retry=retry)
 
 
+def listed(replica: Replica, instance: Instance | None, asked: float, now: Moment) -> None:
+    """What a listing that was asked for at `asked` ticks says of it; None: it is not in it."""
+    if replica.busy not in (Start, Signal, Remove) and replica.touched <= asked:
+        replica.listed_at = asked
+        observe(replica, instance, now)
+
+
 def _finished(replica: Replica, now: Moment) -> None:
     replica.busy, replica.touched = None, now.ticks
     replica.retries, replica.retry = 0, 0.0
@@ -147,6 +163,7 @@ def _finished(replica: Replica, now: Moment) -> None:
 def _hinder(replica: Replica, why: str, now: Moment, *, retry: bool) -> None:
     """A start that went wrong fails the replica; stopping and removing are tried again until they succeed."""
     beginning = replica.busy in (Prepare, Start)
+    replica.unanswered |= replica.busy is Start and retry
     replica.busy, replica.touched = None, now.ticks
     if beginning and not retry:
         replica.enter(ReplicaState.FAILED, now, why)
@@ -164,6 +181,7 @@ def observe(replica: Replica, instance: Instance | None, now: Moment) -> None:
             _end(replica, None, now, why="vanished: its instance was removed by somebody else")
         return
     replica.instance, replica.removed = instance, False
+    replica.unanswered &= instance.state is InstanceState.CREATED
     if replica.state.ended:
         return
     match instance.state:

@@ -27,13 +27,10 @@ from mesh.agent.events import (
     Moment,
     Planned,
     Remembered,
-    Remove,
-    Signal,
-    Start,
     Tick,
 )
 from mesh.agent.needs import due, next_actions
-from mesh.agent.replica import Replica, observe, take
+from mesh.agent.replica import Replica, listed, observe, take
 from mesh.model import Assignment, NodePlan, ReplicaReport, ReplicaState, spec_key
 from mesh.runtime import Instance
 from mesh.spec.service import ServiceSpec, trusted_spec
@@ -98,6 +95,7 @@ class AgentState:
                 message=told.message,
                 exit=told.exit,
                 launched=told.state.alive,
+                unanswered=told.state is ReplicaState.STARTING,
             )
 
     def _take_plan(self, plan: NodePlan, now: Moment) -> None:
@@ -140,8 +138,7 @@ class AgentState:
         self._seen = True
         found = {instance.id: instance for instance in instances}
         for replica in self.replicas.values():
-            if replica.busy not in (Start, Signal, Remove) and replica.touched <= asked:
-                observe(replica, found.get(replica.id), now)
+            listed(replica, found.get(replica.id), asked, now)
         self._forgotten = {id: ticks for id, ticks in self._forgotten.items() if ticks > asked}
         for id in found.keys() - self.replicas.keys() - self._forgotten.keys():
             self.replicas[id] = _orphan(found[id], now, listed=self._plan is None)

@@ -238,6 +238,49 @@ def test_an_absent_engine_delays_a_start_with_growing_waits(machine: Machine) ->
     assert machine.report().state == "assigned"
 
 
+def unanswered(machine: Machine) -> None:
+    """A replica whose start got no answer."""
+    machine.seen()
+    machine.handle(plan(assignment()))
+    machine.handle(Prepared(ID))
+    machine.ticks += 10
+    assert machine.handle(Hindered(ID, "the engine did not answer", retry=True)) == []
+
+
+def test_a_start_without_an_answer_is_asked_again_only_when_the_engine_has_listed_its_instances(
+    machine: Machine,
+) -> None:
+    unanswered(machine)
+    assert machine.wait(100) == []
+    assert machine.state.wake() is None
+    assert kinds(machine.seen()) == ["Start"]
+
+
+def test_a_late_start_is_adopted(machine: Machine) -> None:
+    unanswered(machine)
+    machine.ticks += 1
+    assert machine.seen(instance()) == []
+    assert machine.report().state == "ready"
+    assert machine.handle(plan(assignment(want=Want.STOP))) == [Withdraw(ID)]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_late_start_may_still_run_is_removed_before_its_replica_is_told_to_be_stopped(
+    machine: Machine, restarted: bool
+) -> None:
+    unanswered(machine)
+    if restarted:
+        told = tuple(machine.state.reports())
+        machine.state = AgentState()
+        machine.handle(Remembered(told))
+    assert machine.handle(plan(assignment(want=Want.STOP))) == []
+    machine.ticks += 1
+    assert machine.seen(instance(InstanceState.CREATED)) == [Remove(ID)]
+    assert machine.report().state == "starting"
+    assert machine.handle(Removed(ID)) == []
+    assert machine.report().state == "stopped"
+
+
 def test_a_stop_that_fails_is_tried_again(machine: Machine) -> None:
     machine.running()
     machine.handle(plan())
@@ -453,11 +496,19 @@ class Life(RuleBasedStateMachine):
     def is_taken_away(self, id: str) -> None:
         self.world.pop(id, None)
 
+    @rule(id=st.sampled_from(IDS))
+    def a_late_start_is_carried_out(self, id: str) -> None:
+        if id in self.world and self.world[id].state is InstanceState.CREATED:
+            assert self.states[id] is ReplicaState.STARTING, "nothing runs of what is told to have ended"
+            self.world[id] = instance(id=id)
+
     @rule(which=st.integers(0, 5), outcome=st.sampled_from(["done", "done", "done", "away", "fault"]))
     def an_action_ends(self, which: int, outcome: str) -> None:
         if not self.open:
             return
         action = self.open.pop(which % len(self.open))
+        if outcome == "away" and isinstance(action, Start):
+            self.world.setdefault(action.id, instance(InstanceState.CREATED, action.id))
         if outcome != "done" and not isinstance(action, (Withdraw, Explain)):
             self.feed(Hindered(action.id, "no", retry=outcome == "away"))
             return
@@ -466,7 +517,8 @@ class Life(RuleBasedStateMachine):
                 self.feed(Prepared(id))
             case Start(id):
                 self.started.add(id)
-                self.world.setdefault(id, instance(id=id))
+                if id not in self.world or self.world[id].state is InstanceState.CREATED:
+                    self.world[id] = instance(id=id)
                 self.feed(Started(id, self.world[id]))
             case Withdraw(id):
                 self.acknowledged.add(id)

@@ -86,17 +86,35 @@ class Engine(FakeRuntime):
 
     # ── the runtime ──────────────────────────────────────────────────────────────────────────
 
-    async def start(self, launch: Launch) -> Instance:
-        behaviour = behaviour_of(launch.spec)
+    async def create(self, launch: Launch) -> Instance:
+        """The first half of a start: what is there already stays as it is."""
         self._require_engine()
-        if behaviour.refuses:
-            raise RuntimeFault("exec format error")
+        assignment = launch.assignment
+        if assignment.id not in self.ground.instances:
+            self.ground.launches[assignment.id] = launch
+            self.ground.outputs[assignment.id] = b""
+            self._changed(Instance(assignment.id, assignment.service, assignment.slot, assignment.release,
+                                   InstanceState.CREATED, handle=f"{next(self.ground.numbers)}"))  # fmt: skip
+        return self.ground.instances[assignment.id]
+
+    async def start_created(self, made: Instance) -> Instance:
+        """The second: of a container that is no more nothing is started, however late it is asked for."""
+        self._require_engine()
+        behaviour = behaviour_of(self.ground.launches[made.id].spec)
         await asyncio.sleep(behaviour.starts_in)
-        was_there = launch.assignment.id in self.ground.instances
-        instance = await super().start(launch)
-        if behaviour.crashes_after is not None and not was_there:
-            self._loop.call_later(behaviour.crashes_after, self.end, instance.id)
-        return instance
+        now = self.ground.instances.get(made.id)
+        if now is None or now.handle != made.handle:
+            raise RuntimeFault(f"{made.id}: there is no such container")
+        if now.state is not InstanceState.CREATED:
+            return now
+        if behaviour.refuses:
+            await self.remove(made.id)
+            raise RuntimeFault("exec format error")
+        ports = {name: next(self.ground.numbers) for name in self.ground.launches[made.id].spec.ports}
+        self._changed(replace(now, state=InstanceState.RUNNING, ports=ports))
+        if behaviour.crashes_after is not None:
+            self._loop.call_later(behaviour.crashes_after, self.end, made.id)
+        return self.ground.instances[made.id]
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
         self._require_engine()
@@ -181,7 +199,8 @@ class EngineLink:
         await self._ask(self._engine.prepare(spec, progress))
 
     async def start(self, launch: Launch) -> Instance:
-        return await self._ask(self._engine.start(launch))
+        made = await self._ask(self._engine.create(launch))
+        return await self._ask(self._engine.start_created(made))
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:
         await self._ask(self._engine.signal_and_wait(id, signal, grace), PATIENCE + grace)

@@ -3,6 +3,7 @@
 e  no plan is written by a leader without the lock
 c  a replica's state never goes back
 b  no node is over capacity by its plan, no host port or volume is used twice
+h  a replica runs once: what has ended is never started again
 f  while nobody is in trouble, a rollout or drain leaves as many replicas available as was promised
 d  an endpoint that is offered was fit for it a moment ago; what has been told to stop is offered no more
 a  after the last trouble running equals desired, with one live replica per slot, and stays so
@@ -46,9 +47,6 @@ class Limits:
     """From the end of a node's trouble until it is held to `news`: it backs off, reconnects, reads."""
     lost: float = 30.0
     """From the loss of its node: two TTLs of a session and the confirmation."""
-
-
-_ON_ITS_WAY_OUT = frozenset({ReplicaState.DRAINING, ReplicaState.STOPPED, ReplicaState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,7 @@ class Oracle:
         self._states: dict[str, ReplicaState] = {}
         self._nodes: dict[str, str] = {}  # replica → its node
         self._unfit_since: dict[str, float] = {}
+        self._begun: set[str] = set()  # replicas that have run
         self._specs: dict[str, ServiceSpec] = {}
         self._owed: dict[str, int] = {}
         self._plans_changed = False
@@ -161,13 +160,10 @@ class Oracle:
 
     def _see_report(self, node: str, value: bytes | None) -> None:
         report = decode_document(value, NodeReport) if value else NodeReport(node=node, address="")
-        known = {one.id for one in self.reports[node].replicas} if node in self.reports else set()
         self.reports[node] = report
         for replica in report.replicas:
             before = self._states.get(replica.id, replica.state)
-            if replica.id not in known and before.ended and replica.state in _ON_ITS_WAY_OUT:
-                pass  # a start that the engine had long been asked for: seen as a stray, and stopped
-            elif not may_follow(before, replica.state):
+            if not may_follow(before, replica.state):
                 self.violated("c", f"{replica.id} went from {before} back to {replica.state}")
             if before is ReplicaState.READY and replica.state is ReplicaState.RUNNING:
                 self._owed.pop(replica.service, None)  # its health check failed: no fault of ours
@@ -283,6 +279,9 @@ class Oracle:
         return self._specs[name]
 
     def _see_start(self, fact: Started) -> None:
+        if fact.id in self._begun:
+            self.violated("h", f"{fact.id} is started once more")
+        self._begun.add(fact.id)
         for id, other in self.running.items():
             if other.node != fact.node:
                 continue

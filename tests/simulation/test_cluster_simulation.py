@@ -29,6 +29,7 @@ SEEDS = 200
 
 REGRESSIONS = {
     402: "an engine that hung carries out a start that was asked for twice: the second comes after the stop",
+    453: "an agent is killed while its engine starts a replica that its next life is to drop",
     637: "a container vanishes while its stop is waited for",
 }
 """Seeds that once showed something that nobody had thought of, and what."""
