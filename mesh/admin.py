@@ -14,7 +14,7 @@ import ipaddress
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from typing import Protocol
 import msgspec
 from aiohttp import web
 
-from mesh.dataplane.load import LoadReport
+from mesh.dataplane.load import LoadReport, ReplicaUsage
 from mesh.metrics import Family, render
 from mesh.model import ReplicaReport
 from mesh.runtime import ExecResult, RuntimeFault
@@ -58,6 +58,7 @@ class Sources:
     replicas: Replicas | None = None
     status: Callable[[], object] | None = None  # the scheduler's
     load: Callable[[], Awaitable[LoadReport]] | None = None  # of the proxy
+    usage: Callable[[Collection[str]], Awaitable[dict[str, ReplicaUsage]]] | None = None  # of these services' replicas
 
 
 class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,8 +169,12 @@ class Admin:
             raise web.HTTPServiceUnavailable(text="no Table yet\n")
         return _json(table)
 
-    async def _stats(self, _: web.Request) -> web.Response:
-        return _json(await self._sources.load() if self._sources.load else None)
+    async def _stats(self, request: web.Request) -> web.Response:
+        """`?usage=web,api`: with the CPU and memory of these services' replicas."""
+        report = await self._sources.load() if self._sources.load else None
+        if report and self._sources.usage and (services := request.query.get("usage")):
+            report = msgspec.structs.replace(report, usage=await self._sources.usage(services.split(",")))
+        return _json(report)
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self._sources.status() if self._sources.status else None)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.admin import Admin, Sources, admin_token
 from mesh.agent.agent import Agent
+from mesh.agent.meter import Meter
+from mesh.dataplane.load import ReplicaUsage
 from mesh.dataplane.worker import DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, orphans, refused_addresses
 from mesh.model import ReplicaReport
 from mesh.probing import Echo, split
-from mesh.runtime import ExecResult, Runtime, RuntimeFault
+from mesh.runtime import ExecResult, MeteredRuntime, Runtime, RuntimeFault
 from mesh.settings import AgentSettings
 from mesh.store import Store
 from mesh.store.consul import ConsulStore
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 class Chosen:
     """What runs this node's replicas, the settings with what that needs, and what is missing for it."""
 
-    runtime: Runtime
+    runtime: MeteredRuntime
     settings: AgentSettings
     problems: tuple[str, ...] = ()
     why: str = ""  # it is not the Docker engine, where that would have been preferred
@@ -48,6 +50,7 @@ class Node:
         )  # fmt: skip
         wanted = [dns] * settings.dns_workers + [proxy] * settings.proxy_workers
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
+        self._meter = Meter(runtime)
         self.echo = Echo()
         self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems, echo=self.echo)
         sources = Sources(
@@ -55,6 +58,7 @@ class Node:
             metrics=self.agent.metrics,
             table=lambda: self.agent.table,
             load=lambda: self.workers.load(settings.node),
+            usage=self._usage,
             replicas=_Replicas(self.agent, runtime),
         )
         self.admin = Admin(settings.admin_listen, sources, admin_token(settings.state))
@@ -71,6 +75,10 @@ class Node:
             await self.echo.start(self.settings.address, port)
         except OSError as error:
             log.warning("cannot answer probes on %s:%d/udp: %s", self.settings.address, port, error)
+
+    async def _usage(self, services: Collection[str]) -> dict[str, ReplicaUsage]:
+        running = [one.id for one in self.agent.replicas() if one.state.alive and one.service in services]
+        return await self._meter.read(running)
 
     async def run(self) -> None:
         await self.agent.run()

@@ -99,6 +99,14 @@ class ServiceReport(Load, frozen=True, kw_only=True):
     endpoints: dict[str, EndpointReport] = {}
 
 
+class ReplicaUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica of this node uses, whoever sends it requests."""
+
+    cpu: float | None  # millicores, over the window; None until there is one
+    memory: int  # bytes now
+    window: float  # seconds
+
+
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `/v1/stats` answers."""
 
@@ -106,6 +114,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     time: float  # Unix seconds
     window: float  # seconds that the figures are over: less than ten only at the start
     services: dict[str, ServiceReport]
+    usage: dict[str, ReplicaUsage] = {}  # by replica, of the services that were asked for
 
 
 class _Sum:

@@ -6,12 +6,13 @@ replica's identity in labels (or a state file), so that an agent that was restar
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from mesh.model import Assignment, Capacity
+from mesh.runtime.usage import Usage
 from mesh.spec.service import ServiceSpec
 
 
@@ -111,3 +112,10 @@ class Runtime(Protocol):
         """Runs a command inside, with both outputs together (the first MiB). `RuntimeFault` after `timeout` seconds."""
 
     async def close(self) -> None: ...
+
+
+class MeteredRuntime(Runtime, Protocol):
+    """A runtime that can tell what its instances use."""
+
+    async def usage(self, ids: Collection[str]) -> dict[str, Usage]:
+        """Of these replicas; those that do not run here are left out."""

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from mesh.runtime import (
 from mesh.runtime import docker_config as config
 from mesh.runtime.docker_engine import PING_TIMEOUT, Conflict, Engine, NotThere, in_thread
 from mesh.runtime.output import LineSplitter, collect
+from mesh.runtime.usage import Cgroup, Usage, of_stats
 from mesh.spec.service import ServiceSpec
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class DockerRuntime:
         self._pulls = asyncio.Semaphore(PULLS)
         self._died: set[str] = set()  # handles of containers whose death the engine may not list yet
         self._ends: dict[str, Signal] = {}  # of containers that someone waits for
+        self._cgroups: dict[str, Cgroup | None] = {}  # by replica; None: the engine itself must be asked
 
     async def facts(self) -> Facts:
         info = await self._engine.call(lambda api: api.info())
@@ -300,6 +302,26 @@ class DockerRuntime:
         pid = (await self._engine.call(lambda api: api.exec_inspect(exec_id)))["Pid"]
         if self._engine.local:
             _kill_process_of(container, pid)
+
+    async def usage(self, ids: Collection[str]) -> dict[str, Usage]:
+        """From the kernel's files where the engine is on this machine: to ask an engine costs it 50 times as much."""
+        self._cgroups = {id: cgroup for id, cgroup in self._cgroups.items() if id in ids}
+        told = await asyncio.gather(*(self._usage(id) for id in ids), return_exceptions=True)
+        for fault in told:
+            if isinstance(fault, BaseException) and not isinstance(fault, RuntimeFault):
+                raise fault
+        return {id: usage for id, usage in zip(ids, told, strict=True) if isinstance(usage, Usage)}
+
+    async def _usage(self, id: str) -> Usage | None:
+        if id not in self._cgroups:
+            details = await self._ours(id)
+            if not details["State"]["Running"]:
+                return None
+            self._cgroups[id] = Cgroup.of(details["State"]["Pid"], details["Id"]) if self._engine.local else None
+        if cgroup := self._cgroups[id]:
+            return cgroup.usage()
+        stats = await self._engine.call(lambda api: api.stats(config.container_name(id), stream=False, one_shot=True))
+        return of_stats(stats)
 
     async def close(self) -> None:
         self._engine.close()

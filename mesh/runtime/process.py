@@ -22,7 +22,7 @@ import random
 import shutil
 import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,7 @@ from mesh.model import Assignment, Capacity, Document
 from mesh.runtime import ExecResult, Facts, Instance, InstanceState, Launch, RuntimeFault, keeper, variable
 from mesh.runtime.output import OutputFile, collect
 from mesh.runtime.process_table import ProcessId, environment_of, processes_with
+from mesh.runtime.usage import Usage, of_sessions
 from mesh.spec.service import PortSpec, ServiceSpec
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -177,6 +178,11 @@ class ProcessRuntime:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+    async def usage(self, ids: Collection[str]) -> dict[str, Usage]:
+        programs = ((id, self._process(id, "program")) for id in ids)
+        leaders = {program.pid: id for id, program in programs if program and program.alive()}
+        return await asyncio.to_thread(of_sessions, leaders) if leaders else {}
 
     async def close(self) -> None:
         """Stops watching; the replicas run on."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from mesh.admin import Admin, Sources, admin_token
-from mesh.dataplane.load import LoadReport, ServiceReport
+from mesh.dataplane.load import LoadReport, ReplicaUsage, ServiceReport
 from mesh.metrics import Family, Sample
 from mesh.model import ReplicaReport, ReplicaState
 from mesh.runtime import ExecResult, RuntimeFault
@@ -43,11 +43,16 @@ class Server:
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.table: Table | None = Table(index=7, services={"web": TableService(vip="10.96.0.1")})
-        sources = Sources(lambda: self.reasons, self._metrics, lambda: self.table, Replicas(), load=self._load)
+        sources = Sources(
+            lambda: self.reasons, self._metrics, lambda: self.table, Replicas(), load=self._load, usage=self._usage
+        )
         self.admin = Admin("127.0.0.1:0", sources, TOKEN)
 
     async def _load(self) -> LoadReport:
         return LoadReport(node="n1", time=1.0, window=9.5, services={"web": ServiceReport(rps=2.0)})
+
+    async def _usage(self, services: Collection[str]) -> dict[str, ReplicaUsage]:
+        return {f"{service}-1-6f3a": ReplicaUsage(cpu=250.0, memory=1, window=9.0) for service in services}
 
     async def _metrics(self) -> list[Family]:
         return [Family("mesh_things", "Things", "gauge", [Sample(2.0, {"kind": "odd"})])]
@@ -92,6 +97,13 @@ async def test_stats(http: aiohttp.ClientSession) -> None:
     told = await (await http.get("/v1/stats")).json()
     assert (told["node"], told["window"]) == ("n1", 9.5)
     assert (told["services"]["web"]["rps"], told["services"]["web"]["p50"]) == (2.0, None)
+
+
+async def test_stats_tell_what_replicas_use_only_if_asked(http: aiohttp.ClientSession) -> None:
+    assert (await (await http.get("/v1/stats")).json())["usage"] == {}
+    told = await (await http.get("/v1/stats?usage=web,api")).json()
+    assert told["usage"].keys() == {"web-1-6f3a", "api-1-6f3a"}
+    assert told["services"]["web"]["rps"] == 2.0
 
 
 async def test_replicas(http: aiohttp.ClientSession) -> None:
