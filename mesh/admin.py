@@ -170,8 +170,12 @@ class Admin:
         return _json(table)
 
     async def _stats(self, request: web.Request) -> web.Response:
-        """`?usage=web,api`: with the CPU and memory of these services' replicas."""
+        """`?usage=web,api`: with the CPU and memory of these services' replicas; `?active=1`: without idle services."""
         report = await self._sources.load() if self._sources.load else None
+        if report and request.query.get("active"):
+            report = msgspec.structs.replace(
+                report, services={name: each for name, each in report.services.items() if each.active}
+            )
         if report and self._sources.usage and (services := request.query.get("usage")):
             report = msgspec.structs.replace(report, usage=await self._sources.usage(services.split(",")))
         return _json(report)

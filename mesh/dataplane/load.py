@@ -55,16 +55,22 @@ class PortLoad(msgspec.Struct, frozen=True, array_like=True):
     arrived: int = 0  # requests that began since it last told
 
 
-class LastSecond(msgspec.Struct, frozen=True, kw_only=True):
-    """What came within the last second alone: what an autoscaler acts on.
+class Total(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted since the agent began: who asks twice has exactly what came between, however short it lasted.
 
-    Of the second that is under way, all; of the one before it, the share that is not yet a second ago (a sliding-window
-    counter). Requests count as they arrive, not as they end: a service that is too slow shows its whole load.
+    Requests count as they arrive, not as they end: a service that is too slow shows its whole load.
     """
 
-    requests: float = 0.0
-    in_flight: float = 0.0  # average, with those that wait for an endpoint
-    connections: float = 0.0  # that were opened
+    requests: int = 0
+    busy: float = 0.0  # the integral of the requests in flight, with those that wait: request-seconds
+    connections: int = 0  # that were opened
+
+    def __add__(self, more: Total) -> Total:
+        return Total(
+            requests=self.requests + more.requests,
+            busy=self.busy + more.busy,
+            connections=self.connections + more.connections,
+        )
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +87,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 0  # of clients, open now
     connection_rate: float = 0.0
     latency: list[tuple[float, int]] = []  # requests by the upper bound of their time; from it are p50 and p99
-    last_second: LastSecond = LastSecond()
+    total: Total = Total()
 
 
 class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +103,11 @@ class ServiceReport(Load, frozen=True, kw_only=True):
     ejected: int = 0  # endpoints that get no traffic for their failures
     ports: dict[str, Load] = {}
     endpoints: dict[str, EndpointReport] = {}
+
+    @property
+    def active(self) -> bool:
+        """It carries something, or did within the window."""
+        return bool(self.rps or self.in_flight or self.in_flight_now or self.connections or self.connection_rate)
 
 
 class ReplicaUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,10 +131,9 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 class _Sum:
     """A second's, or a window's, of one port or of several."""
 
-    __slots__ = ("arrived", "busy", "endpoints", "failures", "latency", "opened", "requests", "retries")
+    __slots__ = ("busy", "endpoints", "failures", "latency", "opened", "requests", "retries")
 
     def __init__(self) -> None:
-        self.arrived = 0
         self.requests = 0
         self.failures = 0
         self.busy = 0.0
@@ -133,7 +143,6 @@ class _Sum:
         self.endpoints: dict[str, tuple[int, int]] = {}  # requests, failures
 
     def add(self, more: PortLoad | _Sum) -> None:
-        self.arrived += more.arrived
         self.requests += more.requests
         self.failures += more.failures
         self.busy += more.busy
@@ -151,7 +160,6 @@ class _Sum:
 
 
 _Key = tuple[str, str]
-_NOTHING = _Sum()
 
 
 class LoadWindow:
@@ -162,6 +170,7 @@ class LoadWindow:
         self._began = now
         self._seconds: dict[int, dict[_Key, _Sum]] = {}
         self._present: dict[Hashable, dict[_Key, PortLoad]] = {}
+        self._totals: dict[_Key, Total] = {}
 
     def add(self, worker: Hashable, second: int, loads: Iterable[PortLoad], now: float) -> None:
         """What `worker` did within `second`, and what it has open now."""
@@ -171,6 +180,9 @@ class LoadWindow:
         for load in loads:
             key = (load.service, load.port)
             sums.setdefault(key, _Sum()).add(load)
+            self._totals[key] = self._totals.get(key, Total()) + Total(
+                requests=load.arrived, busy=load.busy, connections=load.opened
+            )
             present[key] = load
 
     def left(self, worker: Hashable) -> None:
@@ -181,19 +193,20 @@ class LoadWindow:
         """The load of these services, by their ports' names."""
         first = int(now) - WINDOW + 1
         self._forget_before(first)
+        self._totals = {key: total for key, total in self._totals.items() if key[0] in ports}
         seconds = max(now - max(self._began, first), 0.001)
         return LoadReport(
             node=node,
             time=time.time(),
             window=round(seconds, 3),
-            services={service: self._service(service, names, seconds, now) for service, names in ports.items()},
+            services={service: self._service(service, names, seconds) for service, names in ports.items()},
         )
 
     def _forget_before(self, second: int) -> None:
         for old in [each for each in self._seconds if each < second]:
             del self._seconds[old]
 
-    def _service(self, service: str, names: Iterable[str], seconds: float, now: float) -> ServiceReport:
+    def _service(self, service: str, names: Iterable[str], seconds: float) -> ServiceReport:
         whole, ports, open_now = _Sum(), {}, []
         for name in names:
             key = (service, name)
@@ -202,7 +215,7 @@ class LoadWindow:
                 if key in sums:
                     port.add(sums[key])
             present = [loads[key] for loads in self._present.values() if key in loads]
-            ports[name] = Load(**_figures(port, present, seconds), last_second=self._last_second(key, now))
+            ports[name] = Load(**_figures(port, present, seconds), total=self._totals.get(key, Total()))
             whole.add(port)
             open_now += present
         endpoints = _endpoints(whole, open_now, seconds)
@@ -211,27 +224,8 @@ class LoadWindow:
             ejected=sum(each.ejected for each in endpoints.values()),
             ports=ports,
             endpoints=endpoints,
-            last_second=_added(port.last_second for port in ports.values()),
+            total=sum((port.total for port in ports.values()), Total()),
         )
-
-    def _last_second(self, key: _Key, now: float) -> LastSecond:
-        present = self._seconds.get(int(now), {}).get(key, _NOTHING)
-        before = self._seconds.get(int(now) - 1, {}).get(key, _NOTHING)
-        share = 1 - now % 1
-        return LastSecond(
-            requests=present.arrived + share * before.arrived,
-            in_flight=present.busy + share * before.busy,
-            connections=present.opened + share * before.opened,
-        )
-
-
-def _added(parts: Iterable[LastSecond]) -> LastSecond:
-    known = [*parts]
-    return LastSecond(
-        requests=sum(part.requests for part in known),
-        in_flight=sum(part.in_flight for part in known),
-        connections=sum(part.connections for part in known),
-    )
 
 
 def _figures(sums: _Sum, present: list[PortLoad], seconds: float) -> dict[str, Any]:
@@ -324,7 +318,7 @@ def _together(parts: list[ServiceReport]) -> ServiceReport:
         latency=[(_bound(index), count) for index, count in sorted(latency.items())],
         ejected=sum(each.ejected for each in endpoints.values()),
         endpoints=endpoints,
-        last_second=_added(part.last_second for part in parts),
+        total=sum((part.total for part in parts), Total()),
     )
 
 

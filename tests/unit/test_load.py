@@ -70,13 +70,16 @@ def test_at_the_start_the_window_is_as_long_as_there_is_something_to_tell() -> N
     assert (seen.window, seen.services["web"].rps) == (2.0, 15.0)
 
 
-def test_the_last_second_slides_and_counts_requests_as_they_arrive() -> None:
+def test_totals_grow_for_as_long_as_the_service_is_known() -> None:
     window = LoadWindow(0.0)
     window.add("a", 100, [port_load(arrived=80, busy=8.0, opened=4)], 101)
-    window.add("a", 101, [port_load(arrived=10, busy=1.0)], 101.25)
-    last = report(window, 101.25).services["web"].last_second
-    assert (last.requests, last.in_flight, last.connections) == (70.0, 7.0, 3.0), "all of now, three quarters of before"
-    assert report(window, 103.0).services["web"].last_second.requests == 0.0
+    window.left("a")
+    window.add("b", 150, [port_load(arrived=10, busy=1.0)], 151)
+    total = report(window, 151.25).services["web"].total
+    assert (total.requests, total.busy, total.connections) == (90, 9.0, 4), "whoever counted it, and however long ago"
+    assert merged([report(window, 151.3)] * 2)["web"].total.requests == 180
+    window.report({}, 152.0)
+    assert report(window, 153.0).services["web"].total.requests == 0
 
 
 def test_a_request_has_arrived_before_it_ends() -> None:
