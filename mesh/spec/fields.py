@@ -48,7 +48,9 @@ def _quantity(
     return BeforeValidator(parse), PlainSerializer(show), WithJsonSchema(schema)
 
 
-def _whole(low: int, high: int) -> tuple[Any, ...]:
+def whole(low: int, high: int) -> tuple[Any, ...]:
+    """What makes an integer of a spec one within bounds."""
+
     def check(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"must be a whole number, got {shown(value)}")
@@ -59,7 +61,9 @@ def _whole(low: int, high: int) -> tuple[Any, ...]:
     return BeforeValidator(check), WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
 
 
-def _number(low: float, high: float) -> tuple[Any, ...]:
+def number(low: float, high: float) -> tuple[Any, ...]:
+    """What makes a number of a spec a finite one within bounds."""
+
     def check(value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"must be a number, got {shown(value)}")
@@ -155,17 +159,17 @@ CountOrShare = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SHARE}]}),
 ]
 
-PortNumber = Annotated[int, *_whole(1, 65535)]
-Count = Annotated[int, *_whole(0, 10**9)]
-Positive = Annotated[int, *_whole(1, 10**9)]
-Replicas = Annotated[int, *_whole(0, 100_000)]
-Completions = Annotated[int, *_whole(1, 100_000)]
-Attempts = Annotated[int, *_whole(0, 10)]
-Weight = Annotated[int, *_whole(-100, 100)]
-Priority = Annotated[int, *_whole(0, 100)]
-Number = Annotated[float, *_number(0, 1e12)]
-Ratio = Annotated[float, *_number(0, 1)]
-Status = Annotated[int, *_whole(400, 599)]
+PortNumber = Annotated[int, *whole(1, 65535)]
+Count = Annotated[int, *whole(0, 10**9)]
+Positive = Annotated[int, *whole(1, 10**9)]
+Replicas = Annotated[int, *whole(0, 100_000)]
+Completions = Annotated[int, *whole(1, 100_000)]
+Attempts = Annotated[int, *whole(0, 10)]
+Weight = Annotated[int, *whole(-100, 100)]
+Priority = Annotated[int, *whole(0, 100)]
+Number = Annotated[float, *number(0, 1e12)]
+Ratio = Annotated[float, *number(0, 1)]
+Status = Annotated[int, *whole(400, 599)]
 
 Text = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_without_nul), Field(max_length=128 * 1024)]
 Word = Annotated[str, _like(r"\S{1,512}", "a word")]
@@ -188,5 +192,5 @@ HostAndPort = Annotated[
 Method = Annotated[str, *_text(r"[A-Z][A-Z0-9_-]{0,31}", "a method such as GET", "GET")]
 HeaderName = Annotated[str, _like(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", "a header's name")]
 HeaderValue = Annotated[str, _like(r"[!-~]([\t -~]*[!-~])?", "a header's value")]
-RouteWeight = Annotated[int, *_whole(0, 1_000_000)]
+RouteWeight = Annotated[int, *whole(0, 1_000_000)]
 RateOf = Annotated[str, *_text(r"client|rule|header:[!-9;-~]+", "client, rule or header:NAME", "client")]

@@ -1,6 +1,7 @@
 """The `scale`, `schedule` and `job` of a spec: how many replicas, and when."""
 
-from typing import Annotated, Any, Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,9 +17,11 @@ from mesh.spec.fields import (
     Replicas,
     Share,
     Text,
-    Word,
     Zone,
+    number,
+    whole,
 )
+from mesh.units import shown
 
 
 class PrometheusMetric(Part):
@@ -30,6 +33,16 @@ class PrometheusMetric(Part):
     """PromQL that yields one number."""
     target: Number
     """What it should be per replica."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if not self.target:
+            raise FieldFault("target", "must be above zero")
+        if not re.match(r"https?://[^/\s]+", self.url):
+            raise FieldFault("url", f"must begin with http:// or https:// and a host, got {shown(self.url)}")
+        if not self.query.strip():
+            raise FieldFault("query", "must be a query")
+        return self
 
 
 class Metric(Part):
@@ -56,6 +69,46 @@ class Metric(Part):
         return self
 
 
+class ScalingPolicy(Part):
+    """How much the count may change within a time."""
+
+    type: Literal["Pods", "Percent"]
+    """Replicas, or percent of what there was when the time began."""
+    value: Annotated[int, *whole(1, 100_000)]
+    """So many, or so many percent."""
+    periodSeconds: Annotated[int, *whole(1, 1800)]  # noqa: N815  (HPA's spelling)
+    """The time, in seconds."""
+
+
+class ScalingRules(Part):
+    """Limits in one direction."""
+
+    stabilizationWindowSeconds: Annotated[int, *whole(0, 3600)] | None = None  # noqa: N815  (HPA's spelling)
+    """Up: all recommendations of so long must agree; down: the highest of them holds. Without it as the mode has it."""
+    selectPolicy: Literal["Max", "Min", "Disabled"] = "Max"  # noqa: N815  (HPA's spelling)
+    """Which policy counts: the one that allows most, or least; or no change in this direction."""
+    policies: Annotated[list[ScalingPolicy], Field(max_length=16)] | None = None
+    """Without them as the mode has it."""
+    tolerance: Annotated[float, *number(0, 1)] | None = None
+    """How far from its target, as a part of it, a metric may be before anything changes. Without it 0.1 in mode `hpa`,
+    else 0."""
+
+    @model_validator(mode="after")
+    def _some_policy(self) -> Self:
+        if self.policies == []:
+            raise FieldFault("policies", "must have one at least; selectPolicy: Disabled forbids the direction")
+        return self
+
+
+class Behavior(Part):
+    """Limits on how fast the count changes, spelled as in Kubernetes' HorizontalPodAutoscaler (v2)."""
+
+    scaleUp: ScalingRules | None = None  # noqa: N815  (HPA's spelling)
+    """Limits on growing."""
+    scaleDown: ScalingRules | None = None  # noqa: N815  (HPA's spelling)
+    """Limits on shrinking."""
+
+
 class ScaleSchedule(Part):
     """Other bounds, from a moment on."""
 
@@ -64,7 +117,13 @@ class ScaleSchedule(Part):
     min: Replicas
     """`min` from then on."""
     max: Replicas
-    """`max` from then on."""
+    """`max` from then on; 0: none at all."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise FieldFault("min", f"must not be above max, got {self.min} and {self.max}")
+        return self
 
 
 class Scale(Part):
@@ -78,14 +137,14 @@ class Scale(Part):
     """What the count follows; the one that asks for most decides."""
     mode: Literal["predictive", "kpa", "hpa"] = "predictive"
     """How the count is computed."""
-    behavior: dict[Word, Any] = {}
-    """Limits on how fast it changes."""
+    behavior: Behavior | None = None
+    """Limits on how fast it changes; they hold in every mode."""
     scale_down_delay: Duration = 0.0
     """How long less must suffice before it scales down."""
     to_zero_after: Duration = 0.0
     """Without requests for so long, no replica remains; 0 keeps `min`."""
     schedules: Annotated[list[ScaleSchedule], Field(max_length=64)] = []
-    """Bounds for certain times."""
+    """Bounds for certain times: the one that began last holds."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
