@@ -74,6 +74,10 @@ class Keys:
     def service_plan(self, service: str) -> str:
         return f"{self.planned_services}{service}"
 
+    def scale_state(self, service: str) -> str:
+        """What the autoscaler decided; what an operator says is under `scale`."""
+        return f"{self.planned}scale/{service}"
+
     def node_plan(self, node: str) -> str:
         return f"{self.planned_nodes}{node}"
 

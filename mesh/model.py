@@ -265,8 +265,36 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     runs: list[Run] = []  # of a job, newest last: those that run, and the last ten
     next_run: float = 0.0  # of a cron service
     errors: list[str] = []  # why the newest desired spec is not in force
+    warnings: list[str] = []  # what keeps the autoscaler from its work
     events: list[Event] = []  # bounded, newest last
     deleted: bool = False  # the wish is gone; its replicas are being stopped
+
+
+# ── planned/scale/<service> ──────────────────────────────────────────────────────────────────
+
+
+class ScaleChange(Document, frozen=True, kw_only=True):
+    """One time that the autoscaler changed a count."""
+
+    time: float
+    current: int
+    replicas: int
+    recommendation: int = 0  # what the metrics asked for, before any limit
+    metric: str = ""
+    window: str = ""  # that it was measured over
+    limit: str = ""  # what kept `replicas` from being the recommendation
+    why: str = ""  # the sentence for a person
+
+
+class ScaleState(Document, frozen=True, kw_only=True):
+    """`planned/scale/<service>`, written by the scheduler: what was decided, and what a new leader should know."""
+
+    format: int = FORMAT
+    replicas: int | None = None  # None: it has not changed the spec's count
+    changes: list[ScaleChange] = []  # the last few, newest last
+    problems: list[str] = []  # metrics that fail, replicas that never become ready while requests wait
+    season: bytes = b""  # what the service's days and weeks are like
+    season_at: float = 0.0
 
 
 # ── observed/nodes/<node> ────────────────────────────────────────────────────────────────────

@@ -68,6 +68,8 @@ class View:
     settings: Mapping[str, model.NodeSettings] = field(default_factory=dict)
     routes: Mapping[str, TableRoute] = field(default_factory=dict)
     plans: Mapping[str, model.ServicePlan] = field(default_factory=dict)
+    scaled: Mapping[str, model.ScaleState] = field(default_factory=dict)
+    """What the autoscaler decided; an operator's `scale` comes before it."""
     node_plans: Mapping[str, model.NodePlan] = field(default_factory=dict)
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     cluster: model.ClusterPlan = field(default_factory=model.ClusterPlan)
@@ -216,6 +218,7 @@ class ViewReader:
         self._settings = _Decoded(keys.node_settings(""), _document(model.NodeSettings))
         self._routes = _Decoded(keys.route(""), _route)
         self._plans = _Decoded(keys.planned_services, _document(model.ServicePlan))
+        self._scaled = _Decoded(keys.scale_state(""), _document(model.ScaleState))
         self._node_plans = _Decoded(keys.planned_nodes, _document(model.NodePlan))
         self._nodes = _Decoded(keys.observed_nodes, _node)
         self._cluster = _Decoded(keys.planned, _document(model.ClusterPlan), only="cluster")
@@ -234,6 +237,7 @@ class ViewReader:
             settings=self._settings.update(entries, problems, unreadable),
             routes=self._routes.update(entries, problems, unreadable),
             plans=self._plans.update(entries, problems, unreadable),
+            scaled=self._scaled.update(entries, problems, unreadable),
             node_plans=self._node_plans.update(entries, problems, unreadable),
             nodes=self._nodes.update(entries, problems, unreadable),
             cluster=self._cluster.update(entries, problems, unreadable).get("cluster", model.ClusterPlan()),

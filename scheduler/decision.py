@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mesh.model import Assignment, Claim, Pending, Release, ServicePlan, Slot, SlotState, Want
+from mesh.model import Assignment, Claim, Pending, Release, ScaleState, ServicePlan, Slot, SlotState, Want
 from mesh.scheduler import backoff, releases
 from mesh.scheduler.blueprint import NO_DEMAND, Blueprint, Demand, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica
@@ -47,12 +47,13 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """All that a decision about one service looks at; `wish` None: it was deleted; `scale` overrides its replicas;
-    `command`: what an operator wants of its rollout."""
+    """All that a decision about one service looks at; `wish` None: it was deleted; `scale`: the count that an operator
+    holds by hand; `scaled`: the autoscaler's; `command`: what an operator wants of its rollout."""
 
     plan: ServicePlan
     wish: Wish | None
     scale: int | None
+    scaled: ScaleState | None
     command: Command | None
     muster: Mapping[str, Sequence[Replica]]  # its replicas by node
     scene: Scene

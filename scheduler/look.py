@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mesh.model import Assignment, NodePlan, ReplicaReport, ServicePlan, Slot, Want
+from mesh.model import Assignment, NodePlan, ReplicaReport, ScaleState, ServicePlan, Slot, Want
 from mesh.scheduler.classify import Replica
 from mesh.scheduler.decision import Decision, Scene
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
@@ -47,6 +47,7 @@ class Settled:
     plan: ServicePlan
     wish: Wish | None
     scale: int | None
+    scaled: ScaleState | None
     command: Command | None
     configs: Mapping[str, str | None]  # that the wish names
     muster: Muster
@@ -62,6 +63,7 @@ class Settled:
             and self.plan is view.plans.get(name)
             and self.wish is view.wishes.get(name)
             and self.scale == view.scale.get(name)
+            and self.scaled is view.scaled.get(name)
             and self.command is view.commands.get(name)
             and (not self.configs or all(view.configs.get(key) == value for key, value in self.configs.items()))
             and scene.now < self.until
@@ -79,8 +81,9 @@ def settled(decision: Decision, muster: Muster) -> Settled | None:
     names = config_names(given.wish.spec).values() if given.wish and given.wish.spec else ()
     configs = {name: scene.configs.get(name) for name in names}
     known = Settled(
-        decision, given.plan, given.wish, given.scale, given.command, configs, muster, scene.watched_since, until
-    )
+        decision, given.plan, given.wish, given.scale, given.scaled, given.command, configs, muster,
+        scene.watched_since, until,
+    )  # fmt: skip
     del decision.given  # the picture of then would be kept for as long as the decision is
     if decision.plan.kind == "global" or any(one.condition is Condition.GONE for one in given.replicas):
         return replace(known, hosts=scene.hosts, busy=scene.busy)

@@ -115,7 +115,16 @@ def decide(given: Input) -> Decision:
     buckets = classify(given.replicas)
     if given.wish is None:
         plan = msgspec.structs.replace(
-            given.plan, deleted=True, desired=0, seats="", pending=[], claims=[], errors=[], next_run=0.0
+            given.plan,
+            deleted=True,
+            desired=0,
+            asleep=False,
+            seats="",
+            pending=[],
+            claims=[],
+            errors=[],
+            warnings=[],
+            next_run=0.0,
         )
         gone = Removal(given, _without_command(given, plan), buckets, "deleted")
         if not given.plan.deleted:
@@ -185,7 +194,7 @@ class _Round:
                 continue
             plan = view.plans.get(name) or ServicePlan(service=name)
             wish, scale, command = view.wishes.get(name), view.scale.get(name), view.commands.get(name)
-            given = Input(plan, wish, scale, command, muster, self._scene)
+            given = Input(plan, wish, scale, view.scaled.get(name), command, muster, self._scene)
             self._decisions[name] = Untouched(given) if name in self._unreadable else self._decided(given)
 
     def _decided(self, given: Input) -> Decision:

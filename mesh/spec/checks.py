@@ -147,6 +147,16 @@ def _kind(spec: ServiceSpec) -> Iterator[str]:
         yield f"job: only kinds job and cron have it, this is kind {spec.kind}"
 
 
+@_of("kind", "scale", "singleton")
+def _scale(spec: ServiceSpec) -> Iterator[str]:
+    if spec.scale is None:
+        return
+    if spec.kind != "service":
+        yield f"scale: only kind service follows its load, this is kind {spec.kind}"
+    elif spec.singleton and max(spec.scale.max, *(one.max for one in spec.scale.schedules), 0) > 1:
+        yield "scale: a singleton has at most 1: set max to 1"
+
+
 @_of("schedule", "volumes")
 def _overlap(spec: ServiceSpec) -> Iterator[str]:
     if spec.schedule is not None and spec.schedule.overlap == "allow" and spec.volumes:

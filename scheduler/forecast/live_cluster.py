@@ -9,6 +9,7 @@ from mesh.keys import Keys
 from mesh.model import Assignment, ReplicaState, RolloutState, RunState, ServicePlan, Slot, Want
 from mesh.scheduler import releases
 from mesh.scheduler.blueprint import NO_DEMAND, blueprint_of, blueprint_or_none
+from mesh.scheduler.count import count_of
 from mesh.scheduler.forecast.cluster import Cluster, Replica, Service, Site
 from mesh.scheduler.hosts import Condition, Host, Memory, remember, survey
 from mesh.spec.scale import Job
@@ -61,8 +62,8 @@ def _service(view: View, plan: ServicePlan) -> Service:
 def _readable(view: View, plan: ServicePlan) -> Service:
     name, wish = plan.service, view.wishes[plan.service]
     why = "; ".join(plan.errors)
-    asked = plan.desired if wish.spec is None or plan.errors else wish.spec.replicas
-    desired = view.scale.get(name, asked)
+    spec = None if plan.errors else wish.spec
+    desired = count_of(spec, view.scale.get(name), view.scaled.get(name), plan.desired).replicas
     if not plan.releases:
         return Service(name, None, desired, why=why)
     newest = plan.releases[-1]

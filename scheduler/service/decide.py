@@ -11,6 +11,7 @@ from mesh.model import Release, Rollout, RolloutState, ServicePlan, Slot
 from mesh.scheduler import backoff, releases
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica, Seat
+from mesh.scheduler.count import Count, count_of
 from mesh.scheduler.decision import Decision, Input, slot_order
 from mesh.scheduler.forecast.cluster import Cluster, Room, Site
 from mesh.scheduler.forecast.cluster import Replica as Lodger
@@ -29,7 +30,9 @@ class ServiceDecision(Decision):
         super().__init__(given, plan)
         self._obey_command()
         self._wish = wish
+        self._count = self._counted_by()
         self._newest = blueprint_of(plan.service, plan.releases[-1])
+        self._tell_of_warnings()
         self._goal: dict[Slot, Release] = {}
         self._beside: dict[Slot, Release] = {}
         self.update(claims=[], runs=[], next_run=0.0)
@@ -76,10 +79,12 @@ class ServiceDecision(Decision):
         before = self._slots_before()
         wanted: Sequence[Slot] = self._eligible(buckets) if is_global else self._counted(before, buckets)
         if len(wanted) != self.plan.desired and self.given.plan.releases:
-            self.story.tell(f"scaled from {self.plan.desired} to {len(wanted)}", "", self._size_cause())
+            why = f": {self._count.why}" if self._count.why else ""
+            self.story.tell(f"scaled from {self.plan.desired} to {len(wanted)}{why}", "", self._size_cause())
         in_row = is_global or wanted == [*range(1, len(wanted) + 1)]
         numbers = [slot for slot in wanted if isinstance(slot, int)]
-        self.update(desired=len(wanted), seats="" if in_row else format_numbers(numbers))
+        asleep = self._count.asleep and not is_global
+        self.update(desired=len(wanted), asleep=asleep, seats="" if in_row else format_numbers(numbers))
         self._added = set(wanted) - before
         surplus = [buckets.seats[slot] for slot in sorted(buckets.seats.keys() - set(wanted), key=slot_order)]
         return [buckets.seat(slot) for slot in wanted], surplus
@@ -91,9 +96,7 @@ class ServiceDecision(Decision):
 
     def _counted(self, before: Collection[Slot], buckets: Buckets) -> list[Slot]:
         """The slots it had; more are the lowest free ones, and of too many the least useful go."""
-        wish, scale = self._wish, self.given.scale
-        asked = self.plan.desired if wish.spec is None or self.plan.errors else wish.spec.replicas
-        count = asked if scale is None else scale
+        count = self._count.replicas
         slots = {slot for slot in before if isinstance(slot, int)}
         free = (slot for slot in itertools.count(1) if slot not in slots)
         added = [*itertools.islice(free, max(0, count - len(slots)))]
@@ -152,7 +155,20 @@ class ServiceDecision(Decision):
 
     def _size_cause(self) -> str:
         """What says how many replicas there should be."""
-        return f"spec@{self._wish.index}" if self.given.scale is None else f"scale={self.given.scale}"
+        return self._count.by or f"spec@{self._wish.index}"
+
+    def _counted_by(self) -> Count:
+        spec = None if self.plan.errors else self._wish.spec
+        return count_of(spec, self.given.scale, self.given.scaled, self.plan.desired)
+
+    def _tell_of_warnings(self) -> None:
+        """What keeps the autoscaler from its work, when it begins and when it ends."""
+        warnings = self.given.scaled.problems if self.given.scaled else []
+        for new in (each for each in warnings if each not in self.plan.warnings):
+            self.story.tell("autoscaler:", new, "")
+        for old in (each for each in self.plan.warnings if each not in warnings):
+            self.story.tell("autoscaler: no longer so:", old, "")
+        self.update(warnings=warnings)
 
     # ── the rollout ──────────────────────────────────────────────────────────────────────────
 

@@ -28,6 +28,8 @@ from mesh.model import (
     ReplicaReport,
     ReplicaState,
     RolloutCommand,
+    ScaleChange,
+    ScaleState,
     ServicePlan,
     Want,
     may_follow,
@@ -81,6 +83,7 @@ class World:
         self.settings: dict[str, NodeSettings] = {}
         self.wishes: dict[str, Wish] = {}
         self.scale: dict[str, int] = {}
+        self.scaled: dict[str, ScaleState] = {}
         self.commands: dict[str, Command] = {}
         self.configs: dict[str, str] = {}
         self.config = ClusterConfig()
@@ -194,6 +197,12 @@ class World:
                 node.replicas[id] = msgspec.structs.replace(report, state=state, since=self.now)
                 self._report(node)
 
+    def autoscale(self, name: str, replicas: int | None, why: str = "more load", *problems: str) -> None:
+        """What an autoscaler would write."""
+        change = ScaleChange(time=self.now, current=0, replicas=replicas or 0, why=why)
+        self.scaled[name] = ScaleState(replicas=replicas, changes=[change], problems=list(problems))
+        self._dirty = True
+
     def change_leader(self) -> None:
         """A new leader knows only what is in the store."""
         self.memory = Memory()
@@ -262,6 +271,7 @@ class World:
             config=self.config,
             wishes=dict(self.wishes),
             scale=dict(self.scale),
+            scaled=dict(self.scaled),
             commands=dict(self.commands),
             configs=dict(self.configs),
             settings=dict(self.settings),
