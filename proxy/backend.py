@@ -133,7 +133,7 @@ class Backend:
         self._without = without
         self.name = f"{service}.{port}"
         self.host = service.encode()  # stands in for a Host that a client did not send
-        self._whole = whole or self
+        self.whole = whole or self  # of which this is a part
         self.policy: Policy = whole.policy if whole else Policy()
         self.problems: list[str] = []
         self.stats: Stats = whole.stats if whole else Stats()
@@ -142,7 +142,9 @@ class Backend:
         self.bucket: TokenBucket | None = None
         self.balancer = Balancer(self.policy.balance)
         self.gone = False  # the service left the Table
+        self.asleep = False  # at zero until somebody asks for it, or about to start: requests wait for an endpoint
         self.desired = 0
+        self._from_zero = False  # it was asleep, and had no endpoint since
         self._traffic: object = None
         self._upstreams: dict[tuple[str, str, int], Upstream] = {}
         self._tiers: list[Tier[Upstream]] = []
@@ -166,14 +168,34 @@ class Backend:
                 near.add(upstream)
         self.gone = service is None
         self.desired = service.desired if service else 0
-        self._tiers = tiers_of(states, self.desired, near=near, slow_start=self.policy.slow_start)
-        if self._whole is self:
+        if self.whole is self:
+            self._from_zero = service is not None and (service.asleep or (self._from_zero and self._starts(states)))
+        from_zero = self.whole._from_zero
+        desired = 0 if from_zero else self.desired  # what has never been ready is no better than waiting
+        self._tiers = tiers_of(states, desired, near=near, slow_start=self.policy.slow_start)
+        self.asleep = from_zero and not self.whole._tiers
+        if self.whole is self:
             for upstream in old.values():
                 upstream.retire()
             self.stats.keep({upstream.id for upstream in self._upstreams.values()}, now)
             self._spare(now)
+
+    def settle(self) -> None:
+        """Opens the gate, or shuts it: once all that share the endpoints have them, for whoever waits comes in now."""
+        limits = self.policy.limits
+        if self.asleep:
+            was_shut = self.gate.shut
+            self.gate.resize(0, limits.held)
+            if not was_shut:
+                self.gate.open()  # who stands in line waits longer now, as those that come
+        else:
+            self.gate.resize(limits.in_flight, limits.queue)
             if not self._tiers:
                 self.gate.open()  # nobody waits for what is not there
+
+    def _starts(self, states: list[tuple[str, Upstream]]) -> bool:
+        """It is wanted, and none has become ready yet."""
+        return self.desired > 0 and not any(state != "running" and each.weight > 0 for state, each in states)
 
     def _includes(self, endpoint: Endpoint) -> bool:
         return (self.tag is None or self.tag in endpoint.tags) and self._without.isdisjoint(endpoint.tags)
@@ -182,8 +204,8 @@ class Backend:
         self, key: tuple[str, str, int], old: dict[tuple[str, str, int], Upstream], endpoint: Endpoint, now: float
     ) -> Upstream:
         upstream = old.pop(key, None)
-        if self._whole is not self:
-            return self._whole._upstreams[key]
+        if self.whole is not self:
+            return self.whole._upstreams[key]
         if upstream is None:
             stats = self.stats.endpoint(endpoint.id)
             return Upstream(endpoint, key[2], self.policy.breaker, stats, now)
@@ -199,15 +221,14 @@ class Backend:
         if service.traffic == self._traffic:
             return
         self._traffic = service.traffic
-        if self._whole is not self:
-            self.policy = self._whole.policy
-            self.bucket = self._whole.bucket
+        if self.whole is not self:
+            self.policy = self.whole.policy
+            self.bucket = self.whole.bucket
         else:
             old = self.policy
             self.policy, self.problems = parse_policy(service.traffic)
             limits = self.policy.limits
             self.budget.ratio = self.policy.retry_budget
-            self.gate.resize(limits.in_flight, limits.queue)
             if limits.rate != old.limits.rate:
                 self.bucket = TokenBucket(limits.rate) if limits.rate else None
             for upstream in self._upstreams.values():
@@ -278,7 +299,7 @@ class Backend:
 
     def _candidates(self) -> list[Upstream]:
         """Of whom a share may be ejected: the ready ones, or what there is instead."""
-        everyone = [each for each in self._whole._upstreams.values() if each.weight > 0]
+        everyone = [each for each in self.whole._upstreams.values() if each.weight > 0]
         return [each for each in everyone if each.state == "ready"] or everyone
 
     def _can_spare_one(self) -> bool:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 from mesh.aio import Tasks
 from mesh.proxy.access_log import AccessLog
 from mesh.proxy.backend import Upstream
+from mesh.proxy.hangup import Hangups
 from mesh.proxy.splice import Pipes
 from mesh.proxy.timers import Wheel
 from mesh.proxy.upstream import UpstreamConnection
+from mesh.proxy.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from mesh.proxy.arrival import Arrival
@@ -44,6 +46,8 @@ class Context:
         self.sessions: set[TcpSession] = set()
         self.datagrams: set[UdpSession] = set()
         self.arrivals: set[Arrival[Any]] = set()  # may become either
+        self.waiting = WaitingRoom()
+        self.hangups = Hangups()
         self._emptied = asyncio.Event()
         self.closing = False
         self._rest = 0.0

@@ -21,12 +21,15 @@ from mesh.proxy.timers import NEVER
 from mesh.proxy.tries import Tries
 from mesh.proxy.tunnel import Tunnel
 from mesh.proxy.upstream import UpstreamConnection
+from mesh.proxy.waiting import Hold
 
 if TYPE_CHECKING:
     from mesh.proxy.l7 import ClientConnection
 
 RETRY_AFTER = b"Retry-After: 1\r\n"
 """For whoever met a full line: it moves within a second, or is long enough."""
+START_RETRY_AFTER = b"Retry-After: 5\r\n"
+"""For whom a service did not start in time, or who was too many to wait for that."""
 
 
 class Exchange(Tries):
@@ -37,8 +40,8 @@ class Exchange(Tries):
     and `answered` (its response's head; 0: none).
 
     `reason` is one word where something failed, else empty: no-endpoint, connect-failure, reset, timeout, protocol,
-    retry-budget (a status worth a retry was passed on), overflow, queue-timeout, rate-limited, idle-timeout,
-    client-timeout, client-left, bad-request.
+    retry-budget (a status worth a retry was passed on), overflow, queue-timeout, held-overflow, start-timeout,
+    rate-limited, idle-timeout, client-timeout, client-left, bad-request.
     """
 
     status = 0
@@ -48,6 +51,7 @@ class Exchange(Tries):
     done = False
     tunnel: Tunnel | None = None
     _queued = False
+    _hold: Hold | None = None  # it is queued, or about to be, because the service is at zero
     _inside = False  # the backend's gate
     _connection: UpstreamConnection | None = None
     _held_back = b""  # the head, until the body's first bytes go with it
@@ -95,6 +99,8 @@ class Exchange(Tries):
             self._inside = True
             backend.budget.request(now)
             self._try(self._pick(now), now)
+        elif backend.asleep:
+            self._wait_for_start(now)
         elif backend.gate.wait(self):
             self._queued = True
             backend.stats.queued += 1
@@ -106,18 +112,46 @@ class Exchange(Tries):
 
     def admit(self) -> None:
         """It waited long enough: the gate let it in."""
-        backend = self.backend
-        self._queued = False
-        backend.stats.queued -= 1
-        self._inside = True
         now = time.monotonic()
-        backend.budget.request(now)
+        self._end_wait(now)
+        self._inside = True
+        self.backend.budget.request(now)
         self._try(self._pick(now), now)
+
+    def _wait_for_start(self, now: float) -> None:
+        """The service is at zero. Nothing more is read from the client until there is an endpoint, but its end."""
+        client = self.client
+        context = client.context
+        hold = self._hold = context.waiting.enter(self, self.backend, client.read_ahead + len(self._head), now)
+        if hold is None:
+            self.backend.stats.failed("held-overflow")
+            self._failure = "the service is starting, and too many wait for it"
+            self._give_up(503, "held-overflow", START_RETRY_AFTER)
+            return
+        self._queued = True
+        client.pause(True)
+        hold.watch(context.hangups, client.transport.get_extra_info("socket").fileno(), client.hung_up)
+        context.wheel.watch(client, now + self.policy.limits.held_timeout)
+
+    def _end_wait(self, now: float) -> None:
+        """It leaves the line, or was let in."""
+        self._queued = False
+        if self._hold is None:
+            self.backend.stats.queued -= 1
+            return
+        self._hold.end(now)
+        self._hold = None
+        self._deadline = now + self.policy.timeout
+        self.client.pause(False)
 
     # ── trying
 
     def _try(self, upstream: Upstream | None, now: float, *, again: bool = False) -> None:
         """Sends the request to `upstream`; on a new connection if to the same one `again`."""
+        if upstream is None and self.backend.asleep:  # since just now
+            self._leave_gate()
+            self._wait_for_start(now)
+            return
         if upstream is None:
             if not self._failure:
                 self.backend.stats.failed("no-endpoint")
@@ -315,8 +349,8 @@ class Exchange(Tries):
     def _try_again(self, failure: str | int, text: str, *, sent: bool) -> bool:
         """Starts the next try if the policy, the budget and the endpoints allow one."""
         now = time.monotonic()
-        upstream = self._next(failure, text, now, sent=sent)
-        if upstream is None:
+        again, upstream = self._next(failure, text, now, sent=sent)
+        if not again:
             return False
         self._leave_upstream()
         self._try(upstream, now)
@@ -377,7 +411,12 @@ class Exchange(Tries):
 
     def expired(self) -> None:
         """Nothing moved for as long as the policy allows."""
-        if self._queued:
+        if self._queued and self.backend.asleep:
+            self._leave_line()
+            self.backend.stats.failed("start-timeout")
+            self._failure = f"the service did not start within {time.monotonic() - self.started:.1f} s"
+            self._give_up(503, "start-timeout", START_RETRY_AFTER)
+        elif self._queued:
             self._leave_line()
             self.backend.stats.failed("queue-timeout")
             self._failure = f"no turn within {time.monotonic() - self.started:.1f} s: too many requests are under way"
@@ -413,9 +452,8 @@ class Exchange(Tries):
         self._end(self.status if self.tunnel else status, keep_alive=False, tell_client=False)
 
     def _leave_line(self) -> None:
-        self._queued = False
         self.backend.gate.give_up(self)
-        self.backend.stats.queued -= 1
+        self._end_wait(time.monotonic())
 
     def _leave_upstream(self, *, reusable: bool = False) -> None:
         self._end_try()

@@ -18,6 +18,7 @@ from mesh.proxy.listener import Address, Serve
 from mesh.proxy.proxy_protocol import write_header
 from mesh.proxy.retry import may_retry
 from mesh.proxy.timers import NEVER, Timed
+from mesh.proxy.waiting import Hold
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -40,12 +41,14 @@ class TcpSession(Timed):
 
     What the access log shows of it: `address` of the client, `backend`, `bytes_in`, `bytes_out`, `tries`, `endpoint`
     (of the last try), `started` (monotonic seconds), and `reason`: one word where it failed, else empty:
-    too-many-connections, no-endpoint, connect-failure, reset, idle-timeout, drained.
+    too-many-connections, no-endpoint, connect-failure, reset, idle-timeout, drained, held-overflow, start-timeout,
+    client-left.
     """
 
     __slots__ = (
-        "_announce", "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_loop", "_server",
-        "_tried", "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason", "started", "tries",
+        "_announce", "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_hold", "_loop",
+        "_server", "_tried", "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason",
+        "started", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +71,7 @@ class TcpSession(Timed):
         self._began = 0.0  # the last try
         self._upstream: Upstream | None = None
         self._server: socket.socket | None = None
+        self._hold: Hold | None = None  # the service is at zero
         self._from_client: Flow | None = None
         self._from_endpoint: Flow | None = None
 
@@ -89,7 +93,10 @@ class TcpSession(Timed):
         self._began = time.monotonic()
         upstream = backend.pick(self._tried, self._began, backend.client_key(self.address[0]))
         if upstream is None:
-            self.end(reset=True, reason="connect-failure" if self._tried else "no-endpoint")
+            if backend.asleep:
+                self._wait_for_start()
+            else:
+                self.end(reset=True, reason="connect-failure" if self._tried else "no-endpoint")
             return
         self._upstream = upstream
         self.endpoint = upstream.id
@@ -101,6 +108,38 @@ class TcpSession(Timed):
             self._connect((upstream.address, upstream.port))
         else:
             self._context.tasks.spawn(self._resolve(upstream), f"resolve {upstream.address}")
+
+    def _wait_for_start(self) -> None:
+        """What the client sends stays in the kernel until there is an endpoint."""
+        context = self._context
+        self._hold = context.waiting.enter(self, self.backend, 0, self._began)
+        if self._hold is None:
+            self.backend.stats.failed("held-overflow")
+            self.end(reset=True, reason="held-overflow")
+            return
+        self._hold.watch(context.hangups, self._client.fileno(), self._hung_up)
+        context.wheel.watch(self, context.wheel.now + self.backend.policy.limits.held_timeout)
+
+    def admit(self) -> None:
+        """There is an endpoint. A session takes no place behind the gate."""
+        self._end_hold()
+        self.backend.gate.leave()
+        self._try()
+
+    def _end_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.end(time.monotonic())
+
+    def _hung_up(self, gone: bool) -> None:
+        """One that has sent something and its end may wait for what comes back; one that has sent nothing is gone."""
+        if not gone:
+            try:
+                gone = not self._client.recv(1, socket.MSG_PEEK)
+            except OSError:
+                gone = True
+        if gone:
+            self.end(reset=False, reason="client-left")
 
     async def _resolve(self, upstream: Upstream) -> None:
         try:
@@ -213,8 +252,11 @@ class TcpSession(Timed):
     # ── ending
 
     def expire(self) -> None:
-        """No connection within the connect time-out, or nothing moved for the idle time-out."""
-        if self._from_client is None:
+        """No endpoint, or no connection, within its time-out, or nothing moved for the idle time-out."""
+        if self._hold is not None:
+            self.backend.stats.failed("start-timeout")
+            self.end(reset=True, reason="start-timeout")
+        elif self._from_client is None:
             self._try_failed()
         else:
             self.end(reset=True, reason="idle-timeout")
@@ -226,6 +268,9 @@ class TcpSession(Timed):
         self._ended = True
         self.reason = reason
         self.deadline = NEVER
+        if self._hold is not None:
+            self.backend.gate.give_up(self)
+            self._end_hold()
         for flow in (self._from_client, self._from_endpoint):
             if flow is not None:
                 flow.stop()

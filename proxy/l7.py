@@ -219,6 +219,15 @@ class ClientConnection(Timed):
         """Something was read that nobody has used."""
         return bool(self._buffer)
 
+    @property
+    def read_ahead(self) -> int:
+        """Bytes of it."""
+        return len(self._buffer)
+
+    def hung_up(self, gone: bool) -> None:
+        """It ended while it was not read, for its request waits. Who waits for an answer does not hang up."""
+        self.transport.abort()
+
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)

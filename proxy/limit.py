@@ -35,6 +35,11 @@ class Gate:
     def waiting(self) -> int:
         return len(self._line)
 
+    @property
+    def shut(self) -> bool:
+        """Nobody is let in, however few are inside."""
+        return self._most == 0
+
     def wait(self, waiter: Waiter) -> bool:
         """Puts it in line; False if the line is full."""
         if len(self._line) >= self._queue:

@@ -24,6 +24,8 @@ class Limits:
     in_flight: int = 1024
     queue: int = 1024
     queue_timeout: float = 5.0
+    held: int = 1000
+    held_timeout: float = 60.0
     rate: float = 0.0  # requests per second; 0: unlimited
     connections: int = 0  # of clients; 0: as many as the worker holds
 
@@ -99,6 +101,8 @@ def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
             in_flight=read(limits, "in_flight", _positive, default.limits.in_flight),
             queue=read(limits, "queue", _count, default.limits.queue),
             queue_timeout=read(limits, "queue_timeout", parse_duration, default.limits.queue_timeout),
+            held=read(limits, "held", _positive, default.limits.held),
+            held_timeout=read(limits, "held_timeout", _some_time, default.limits.held_timeout),
             rate=read(limits, "rate", _number, default.limits.rate),
             connections=read(limits, "connections", _count, default.limits.connections),
         ),

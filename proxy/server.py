@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mesh.aio import Tasks
 from mesh.dataplane.load import PortLoad
@@ -21,6 +21,7 @@ from mesh.proxy.site import ServiceSite, Subset
 from mesh.proxy.stats import RouteStats, families
 from mesh.proxy.tls import Keyring
 from mesh.proxy.udp import serve_datagrams
+from mesh.proxy.waiting import Herald, Tell
 from mesh.table import ProxyProtocol, Table, TableDelta, TablePort, TableRoute, TableService, TableTls
 
 RETRY_SECONDS = 1.0
@@ -51,6 +52,7 @@ class ProxyServer:
         self._subsets: dict[Subset, Backend] = {}
         self._gateways: dict[str, Gateway] = {}  # by address
         self._keyring = Keyring()
+        self._herald: Herald | None = None
         self._tasks = Tasks()
 
     async def start(self) -> None:
@@ -61,12 +63,15 @@ class ProxyServer:
     async def update(self, table: Table, delta: TableDelta | None) -> None:
         """Serves `table` from now on. When it returns, what left the Table gets no new request or connection."""
         known = {service for service, _ in self._backends}
+        changed: list[Backend] = []
         for name in table.services.keys() | known if delta is None else delta.services:
-            self._update_service(name, table.services.get(name))
+            changed += self._update_service(name, table.services.get(name))
         if delta is None or delta.routes:
             self._update_routes(table.routes)
         if delta is None or delta.routes or delta.services:
             self._update_subsets(table)
+        for backend in changed:
+            backend.settle()
         if not self._context.closing:
             async with self._lock:
                 await self._listeners.update(self._wanted(table))
@@ -79,12 +84,17 @@ class ProxyServer:
         """The descriptors of all listening sockets, by their places."""
         return self._listeners.export()
 
-    def _update_service(self, name: str, service: TableService | None) -> None:
+    def _update_service(self, name: str, service: TableService | None) -> Iterator[Backend]:
+        """The backends of its ports, those that are gone included."""
         ports = service.ports if service is not None else {}
         for port in ports:
-            self._backends.setdefault((name, port), Backend(name, port)).update(service, self.node)
+            backend = self._backends.setdefault((name, port), Backend(name, port))
+            backend.update(service, self.node)
+            yield backend
         for key in [key for key in self._backends if key[0] == name and key[1] not in ports]:
-            self._backends.pop(key).update(None)
+            backend = self._backends.pop(key)
+            backend.update(None)
+            yield backend
 
     def _update_routes(self, routes: Mapping[str, TableRoute]) -> None:
         by_address = _routes_by_address(routes)
@@ -154,6 +164,9 @@ class ProxyServer:
             async with self._lock:
                 await self._listeners.retry()
 
+    def tell_waiting(self, tell: Tell) -> None:
+        self._herald = Herald(self._context.waiting, tell)
+
     def problems(self) -> list[str]:
         settings = [f"{backend.name}: traffic.{problem}"
                     for backend in self._backends.values() for problem in backend.problems]  # fmt: skip
@@ -202,6 +215,9 @@ class ProxyServer:
             backend.close()
         await context.tasks.close()
         context.wheel.close()
+        context.hangups.close()
+        if self._herald is not None:
+            self._herald.close()
         context.pipes.close()
         if context.access_log is not None:
             await context.access_log.close()

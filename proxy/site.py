@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -69,23 +70,26 @@ class ServiceSite:
 class Way:
     """One target of a rule: its backend as the Table has it now, and how its requests are treated."""
 
-    __slots__ = ("_of", "_own", "backend", "policy", "subset", "weight")
+    __slots__ = ("_of", "_own", "_shares", "backend", "policy", "subset", "weight")
 
-    def __init__(self, target: Target, without: frozenset[str], own: Mapping[str, Any]) -> None:
-        """`own`: the fields of the policy that the rule sets itself."""
+    def __init__(self, target: Target, without: frozenset[str], own: Mapping[str, Any], *, shares: bool) -> None:
+        """`own`: the fields of the policy that the rule sets itself; `shares`: it splits one service by its tags."""
         self.subset = Subset(target.service, target.port, target.tag, without)
         self.weight = target.weight
         self.backend: Backend | None = None
         self.policy = self._of = Policy()
         self._own = own
+        self._shares = shares
 
     @property
     def present(self) -> bool:
-        return self.backend is not None and self.backend.present
+        return self.backend is not None and (self.backend.present or self.backend.asleep)
 
     def follow(self, backends: Backends) -> None:
         """The services of the Table have changed."""
         self.backend = backends(self.subset)
+        if self.backend is not None and self.backend.asleep and self._shares:
+            self.backend = self.backend.whole  # nobody knows yet which tag the first replica has: any will do
         if self.backend is not None and self.backend.policy is not self._of:
             self._of = self.backend.policy
             self.policy = replace(self._of, **self._own)
@@ -176,7 +180,11 @@ def _meeting(route: str, rule: Rule) -> tuple[Meeting[Way], list[str]]:
     """A rule made ready, and what of it cannot be read."""
     own, problems = _own_policy(rule)
     without = others_tags(rule.to)
-    ways = [Way(target, without.get(index, frozenset()), own) for index, target in enumerate(rule.to)]
+    services = Counter((target.service, target.port) for target in rule.to)
+    ways = [
+        Way(target, without.get(index, frozenset()), own, shares=services[target.service, target.port] > 1)
+        for index, target in enumerate(rule.to)
+    ]
     return Meeting(route, rule, ways), [f"route {route}: {problem}" for problem in problems]
 
 

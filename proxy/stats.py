@@ -41,6 +41,20 @@ class Answers:
         self.classes[status // 100] += 1
 
 
+class Holds(Answers):
+    """Those that waited for a service to start from zero, and for how long."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+
+    def count(self, seconds: float) -> None:
+        self.latency[bisect_left(self.bounds, seconds)] += 1
+        self.latency_sum += seconds
+
+
 class RouteStats(Answers):
     """What became of the requests of one route."""
 
@@ -77,15 +91,16 @@ class Stats(Answers):
     """What became of one service port's traffic."""
 
     __slots__ = (
-        "_told", "begun", "bytes_in", "bytes_out", "connections", "endpoints", "failures", "handshakes", "opened",
-        "queued", "rate_limited", "retries",
+        "_told", "begun", "bytes_in", "bytes_out", "connections", "endpoints", "failures", "handshakes", "held",
+        "opened", "queued", "rate_limited", "retries",
     )  # fmt: skip
     bounds = BOUNDS
 
     def __init__(self) -> None:
         super().__init__()
         self.begun = 0.0  # the sum of the times at which what is in flight began
-        self.queued = 0  # of those in flight: wait for their turn
+        self.queued = 0  # of those in flight, and of connections: wait for their turn
+        self.held: Holds | None = None  # once there was one
         self.rate_limited = 0
         self.connections = 0  # of clients, open now
         self.opened = 0
@@ -117,6 +132,20 @@ class Stats(Answers):
     def shook_hands(self, result: str) -> None:
         """A TLS handshake ended: `ok`, or why not."""
         self.handshakes[result] = self.handshakes.get(result, 0) + 1
+
+    def hold(self) -> None:
+        """One waits for the service to start from zero."""
+        self.held = self.held or Holds()
+        self.held.in_flight += 1
+        self.held.begun += 1
+        self.queued += 1
+
+    def held_for(self, seconds: float) -> None:
+        """One that waited for the start does so no more."""
+        assert self.held is not None
+        self.held.in_flight -= 1
+        self.held.count(seconds)
+        self.queued -= 1
 
     # ── endpoints
 
@@ -233,7 +262,7 @@ def _port_families(stats: Mapping[tuple[str, str], Stats]) -> Iterable[Family]:
     yield _requests("requests", "HTTP requests, by class of the status (none: the client left).", ports)
     yield _seconds("request_seconds", "From a request's head to the end of its response.", ports)
     yield single("gauge", "in_flight", "HTTP requests being served, or waiting.", lambda each: each.in_flight)
-    yield single("gauge", "queued", "HTTP requests waiting for their turn.", lambda each: each.queued)
+    yield single("gauge", "queued", "Requests and connections waiting for their turn.", lambda each: each.queued)
     yield single("gauge", "connections", "Open client connections.", lambda each: each.connections)
     yield single("counter", "connections_opened", "Client connections accepted.", lambda each: each.opened)
     yield single("counter", "retries", "Further tries of requests and connections.", lambda each: each.retries)
@@ -242,6 +271,13 @@ def _port_families(stats: Mapping[tuple[str, str], Stats]) -> Iterable[Family]:
     yield counter("tls_handshakes", "TLS handshakes with clients, by result.", lambda each: each.handshakes, "result")
     yield counter("bytes", "Payload bytes: in from clients, out to clients.",
                   lambda each: {"in": each.bytes_in, "out": each.bytes_out}, "direction")  # fmt: skip
+    held = [(each.held, labels) for each, labels in ports if each.held is not None]
+    yield _family("gauge", "held", "Requests and connections waiting for a service to start from zero.",
+                  (Sample(each.in_flight, labels) for each, labels in held))  # fmt: skip
+    yield _family("counter", "holds", "Requests and connections that waited for a service to start from zero.",
+                  (Sample(each.begun, labels) for each, labels in held))  # fmt: skip
+    yield _family("histogram", "held_seconds", "How long they waited, served or not.",
+                  (sample for each, labels in held for sample in _histogram(each, labels)))  # fmt: skip
 
 
 def _endpoint_families(stats: Mapping[tuple[str, str], Stats]) -> Iterable[Family]:

@@ -98,22 +98,24 @@ class Tries:
         elif upstream.avoid_until:  # it is the probe, or a last choice: others wait for its result
             self.backend.succeeded(upstream, self.sent, now)
 
-    def _next(self, failure: str | int, text: str, now: float, *, sent: bool) -> Upstream | None:
-        """Whom to try after `failure` (which `text` tells the client), if policy, time and budget allow it."""
+    def _next(self, failure: str | int, text: str, now: float, *, sent: bool) -> tuple[bool, Upstream | None]:
+        """Whether another try follows `failure` (which `text` tells the client), as policy, time, budget and endpoints
+        allow, and where. None: at the first endpoint that the service has again."""
         self._failure = text
         if self._upstream is not None:
             self._tried = (*self._tried, self._upstream)
         if not may_retry(self.policy, failure, self.request.method, self.tries, replayable=self._replayable, sent=sent):
-            return None
+            return False, None
         if now >= self._deadline and not self.request_open:
-            return None
+            return False, None
         budget = self.backend.budget
         if not budget.left(now):
             if isinstance(failure, int):
                 self.reason = "retry-budget"
-            return None
+            return False, None
         upstream = self._pick(now)
-        if upstream is not None:
-            budget.spend(now)
-            self.backend.stats.retries += 1
-        return upstream
+        if upstream is None and not self.backend.asleep:
+            return False, None
+        budget.spend(now)
+        self.backend.stats.retries += 1
+        return True, upstream

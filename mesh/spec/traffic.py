@@ -1,13 +1,14 @@
 """The `traffic` of a spec: how the proxy treats the service's requests and connections."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mesh.spec.fields import (
     Attempts,
     Count,
     Duration,
+    FieldFault,
     HashOf,
     Number,
     Part,
@@ -74,10 +75,20 @@ class TrafficLimits(Part):
     """Most requests that wait for one of them to end; further ones get a 503."""
     queue_timeout: Duration = 5.0
     """How long one may wait before it gets a 503."""
+    held: Positive = 1000
+    """Most requests and connections that wait while it starts from zero; further ones get a 503, or a reset."""
+    held_timeout: Duration = 60.0
+    """How long one may wait for that; `timeout` begins once there is a replica."""
     rate: Number = 0.0
     """Requests per second, and at once; more get a 429. 0: unlimited."""
     connections: Count = 0
     """Most connections of clients; further ones are reset. 0: as many as the worker holds (50,000)."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.held_timeout:
+            raise FieldFault("held_timeout", "must be longer than 0 s")
+        return self
 
 
 class Traffic(Part):

@@ -63,13 +63,16 @@ def test_the_operator_s_notation() -> None:
         "retries": {"attempts": 0, "on": ["timeout", 500], "budget": "10%", "per_try_timeout": "2s"},
         "breaker": {"consecutive": 3, "success_ratio": 0.5, "window": "20s", "open": "2s", "max_open": "1m",
                     "max_ejected": "25%"},
-        "limits": {"in_flight": 8, "queue": 0, "queue_timeout": "1s", "rate": 2.5, "connections": 100},
+        "limits": {
+            "in_flight": 8, "queue": 0, "queue_timeout": "1s", "held": 3, "held_timeout": "2s", "rate": 2.5,
+            "connections": 100,
+        },
     })  # fmt: skip
     assert problems == []
     assert policy == Policy(
         hash_of="cookie:id", prefer="node", slow_start=30, timeout=30, connect_timeout=0.25, idle_timeout=3600,
         retries=0, retry_on=frozenset({"timeout", 500}), retry_budget=0.1, per_try_timeout=2,
-        breaker=BreakerPolicy(3, 0.5, 20, 2, 60, 0.25), limits=Limits(8, 0, 1, 2.5, 100),
+        breaker=BreakerPolicy(3, 0.5, 20, 2, 60, 0.25), limits=Limits(8, 0, 1, 3, 2, 2.5, 100),
     )  # fmt: skip
 
 

@@ -202,6 +202,7 @@ class Mesh:
     upstreams: list[Upstream] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
     desired: int = 1
+    asleep: bool = False
     routes: dict[str, TableRoute] = field(default_factory=dict)
     _peers: list[Peer] = field(default_factory=list)
 
@@ -221,6 +222,7 @@ class Mesh:
         )
         service = TableService(
             desired=self.desired,
+            asleep=self.asleep,
             ports={"http": port},
             traffic=self.traffic,
             endpoints=[endpoint(each, self.states.get(each.name, "ready")) for each in self.upstreams],
