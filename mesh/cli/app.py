@@ -14,7 +14,7 @@ from mesh.cli import (  # noqa: F401  (in the order of the help's panels)
     daemons,
     desired,
     inspection,
-    loss,
+    nodes,
     planning,
     replicas,
     rollout,

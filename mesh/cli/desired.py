@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from mesh import console
+from mesh.cli.asking import ask, ask_before_mass_stop
 from mesh.cli.base import Failed, Invalid, Json, Mesh, Yes, command, seconds, with_mesh
-from mesh.cli.loss import ask, ask_before_mass_stop
 
 _PANEL = "Say what should run"
 _ROUTE = "route/"

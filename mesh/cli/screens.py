@@ -127,15 +127,16 @@ def show_nodes(view: View) -> None:
         return
     console.print_table(
         ["node", "state", "address", "runtime", "replicas", "cpu", "memory", "labels", "problems"],
-        [_node_row(node) for node in nodes],
+        [_node_row(node, time.time()) for node in nodes],
     )
     if view.cluster.frozen:
         console.note(f"warning: {view.cluster.frozen}; if they are gone for good: mesh confirm-loss")
 
 
-def _node_row(node: NodeStatus) -> list[object]:
+def _node_row(node: NodeStatus, now: float) -> list[object]:
+    state = node.drain.text(now) if node.drain and node.state == "drain" else node.state
     return [
-        node.name, node.state, node.address, node.runtime, node.replicas,
+        node.name, state, node.address, node.runtime, node.replicas,
         f"{units.format_cpu(node.reserved.cpu)}/{units.format_cpu(node.capacity.cpu)}",
         f"{_memory(node.reserved.memory)}/{_memory(node.capacity.memory)}",
         ",".join(f"{name}={value}" for name, value in sorted(node.labels.items())), "; ".join(node.problems),

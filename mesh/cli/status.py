@@ -10,6 +10,7 @@ from collections import Counter
 import msgspec
 
 from mesh import units
+from mesh.cli.drains import Drain, drain_of
 from mesh.model import (
     Capacity,
     Exit,
@@ -22,6 +23,7 @@ from mesh.model import (
     Slot,
     Want,
 )
+from mesh.scheduler.count import count_of
 from mesh.scheduler.releases import resolved
 from mesh.scheduler.service.commands import waiting_canaries
 from mesh.spec.errors import SpecError
@@ -118,6 +120,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     attributes: dict[str, str] = {}
     problems: list[str] = []
+    drain: Drain | None = None  # how far it has come, if the node is drained
 
 
 def service_names(view: View) -> list[str]:
@@ -253,6 +256,7 @@ def node_statuses(view: View) -> list[NodeStatus]:
                 labels={**report.labels, **(settings.labels if settings else {})},
                 attributes=report.attributes,
                 problems=[*([view.cluster.nodes[name].why] if name in view.cluster.nodes else []), *report.problems],
+                drain=drain_of(view, name),
             )
         )
     return found
@@ -308,7 +312,9 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
         return Progress(f"release {newest.number}", done=True)
     if spec.kind == "job":
         return _job_progress(status, newest.number)
-    wanted = view.scale.get(spec.name, spec.replicas) if spec.kind == "service" else plan.desired
+    wanted = plan.desired
+    if spec.kind == "service":
+        wanted = count_of(spec, view.scale.get(spec.name), view.scaled.get(spec.name), plan.desired).replicas
     here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
     text = f"release {newest.number}: {here}/{wanted} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted

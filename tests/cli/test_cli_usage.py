@@ -17,7 +17,7 @@ from tests.cli.conftest import Kv, Mesh
 COMMANDS = {"dev", "agent", "scheduler", "dns", "proxy", "store", "doctor", "apply", "delete", "status", "nodes",
             "scale", "logs", "exec", "events", "resolve", "validate", "schema", "version", "simulate",
             "plan", "explain", "rebalance", "cron", "top", "rollout", "promote", "history",
-            "confirm-loss"}  # fmt: skip
+            "confirm-loss", "drain", "pause", "activate"}  # fmt: skip
 
 
 def commands() -> dict[str, Any]:
