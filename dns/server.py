@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from mesh.aio import Tasks
@@ -142,6 +142,8 @@ class DnsServer:
         ]  # fmt: skip
 
     def give_secrets(self, secrets: Mapping[str, str]) -> None: ...
+
+    def tell_waiting(self, tell: Callable[[Mapping[str, int]], None]) -> None: ...
 
     def loads(self) -> list[PortLoad]:
         return []

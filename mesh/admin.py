@@ -1,6 +1,7 @@
 """Admin HTTP of every process: health, metrics, the Table and its load; on an agent also replicas, their logs, exec.
 
-`/healthz /readyz /metrics /v1/table /v1/stats /v1/replicas` answer anybody who can connect (by default: this machine).
+`/healthz /readyz /metrics /v1/table /v1/stats /v1/waiting /v1/replicas` answer anybody who can connect (by default:
+this machine).
 Logs and exec need `Authorization: Bearer <token>`, the token of the state folder's `admin.token`. On loopback
 a request whose Host is a foreign name is refused, so that no web page reaches it through DNS rebinding.
 """
@@ -13,6 +14,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import msgspec
 from aiohttp import web
 
 from mesh.dataplane.load import LoadReport, ReplicaUsage
+from mesh.dataplane.waiting import WaitingReport
 from mesh.metrics import Family, render
 from mesh.model import ReplicaReport
 from mesh.runtime import ExecResult, RuntimeFault
@@ -34,6 +37,10 @@ log = logging.getLogger(__name__)
 MAX_BODY = 64 * 1024
 MAX_STREAMS = 64
 """Logs and exec calls at one time."""
+MAX_WAITS = 64
+"""Questions who waits, at one time."""
+LONGEST_WAIT = 60.0
+"""Seconds that the answer to one may take."""
 EXEC_TIMEOUT = 60.0
 LONGEST_EXEC = 3600.0
 
@@ -58,6 +65,7 @@ class Sources:
     replicas: Replicas | None = None
     status: Callable[[], object] | None = None  # the scheduler's
     load: Callable[[], Awaitable[LoadReport]] | None = None  # of the proxy
+    waiting: Callable[[int | None, float], Awaitable[WaitingReport]] | None = None  # since a version; for seconds
     usage: Callable[[Collection[str]], Awaitable[dict[str, ReplicaUsage]]] | None = None  # of these services' replicas
 
 
@@ -95,6 +103,7 @@ class Admin:
         self._token = token
         self._runner: web.AppRunner | None = None
         self._streams = asyncio.Semaphore(MAX_STREAMS)
+        self._waits = asyncio.Semaphore(MAX_WAITS)
         self.address = f"http://{listen}"
 
     async def start(self) -> None:
@@ -107,6 +116,8 @@ class Admin:
             app.router.add_get("/v1/table", self._table)
         if self._sources.load:
             app.router.add_get("/v1/stats", self._stats)
+        if self._sources.waiting:
+            app.router.add_get("/v1/waiting", self._waiting)
         if self._sources.status:
             app.router.add_get("/v1/status", self._status)
         if self._sources.replicas:
@@ -180,6 +191,18 @@ class Admin:
             report = msgspec.structs.replace(report, usage=await self._sources.usage(services.split(",")))
         return _json(report)
 
+    async def _waiting(self, request: web.Request) -> web.Response:
+        assert self._sources.waiting is not None  # else there is no such path
+        wait, since = request.query.get("wait", "0"), request.query.get("since", "")
+        if not _SECONDS.fullmatch(wait):
+            raise web.HTTPBadRequest(text=f"wait: must be a number of seconds, got {wait!r}\n")
+        if since and not _VERSION.fullmatch(since):
+            raise web.HTTPBadRequest(text=f"since: must be the `version` of an answer, got {since!r}\n")
+        if self._waits.locked():
+            raise web.HTTPTooManyRequests(text=f"{MAX_WAITS} others ask already\n")
+        async with self._waits:
+            return _json(await self._sources.waiting(int(since) if since else None, min(float(wait), LONGEST_WAIT)))
+
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self._sources.status() if self._sources.status else None)
 
@@ -236,6 +259,9 @@ class Admin:
             raise web.HTTPNotFound(text=f"there is no replica {id!r} on this node: see `mesh status`\n")
         return id
 
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_VERSION = re.compile("[0-9]{1,18}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -201,11 +201,13 @@ async def _serve(path: Path, wanted: Sequence[Arguments], admin_listen: str | No
     first = table.read()
     with tempfile.TemporaryDirectory(prefix="mesh-") as folder:
         workers = Workers(Path(folder), wanted)
+        proxies = any(isinstance(each, ProxyArguments) for each in wanted)
         sources = Sources(
             waiting_for=lambda: [f"worker {name} has no Table yet" for name in workers.waiting()],
             metrics=workers.metrics,
             table=lambda: workers.table,
-            load=workers.load if any(isinstance(each, ProxyArguments) for each in wanted) else None,
+            load=workers.load if proxies else None,
+            waiting=workers.held if proxies else None,
         )
         admin = Admin(admin_listen, sources) if admin_listen else None
         try:

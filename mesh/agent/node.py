@@ -58,6 +58,7 @@ class Node:
             metrics=self.agent.metrics,
             table=lambda: self.agent.table,
             load=lambda: self.workers.load(settings.node),
+            waiting=self.workers.held,
             usage=self._usage,
             replicas=_Replicas(self.agent, runtime),
         )

@@ -33,10 +33,12 @@ from mesh.dataplane.frames import (
     Secrets,
     Snapshot,
     ToSupervisor,
+    Waiting,
     pack,
     read_to_supervisor,
 )
 from mesh.dataplane.load import LoadReport, LoadWindow
+from mesh.dataplane.waiting import WaitingBoard
 from mesh.metrics import Ended, Family
 from mesh.table import Table, TableDelta, table_diff
 
@@ -121,6 +123,7 @@ class Feed:
         self._diffs: dict[tuple[int, int], TableDelta] = {}
         self._load = LoadWindow(time.monotonic())
         self._ended = Ended()
+        self.waiting = WaitingBoard()
         self.has_table = asyncio.Event()
 
     @property
@@ -220,6 +223,8 @@ class Feed:
                 link.take(frame)
                 if isinstance(frame, Loads):
                     self._load.add(link, frame.second, frame.loads, time.monotonic())
+                elif isinstance(frame, Waiting):
+                    self.waiting.told(link, frame.services)
                 else:
                     await self._tell(changed=isinstance(frame, Problems | Leaving))
         except EOFError:
@@ -230,6 +235,7 @@ class Feed:
             sender.cancel()
             self._links.discard(link)
             self._load.left(link)
+            self.waiting.left(link)
             self._ended.add(link.families, time.monotonic())
             link.close()
             link.closed.set()

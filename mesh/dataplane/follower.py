@@ -26,6 +26,7 @@ from mesh.dataplane.frames import (
     Quit,
     Secrets,
     Snapshot,
+    Waiting,
     pack,
     read_to_worker,
 )
@@ -77,6 +78,7 @@ class Follower:
         self._table: Table | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._told: list[str] = []
+        self._waiting: Mapping[str, int] = {}
         self._closing = False
         self._counting_since = time.monotonic()
         self.leaving: asyncio.Future[Quit] = asyncio.get_running_loop().create_future()
@@ -112,6 +114,8 @@ class Follower:
         self._served.connected()
         self._say(self._hello)
         self._told = []
+        if self._waiting:
+            self.tell_waiting(self._waiting)
         teller = asyncio.create_task(self._tell_each_second(), name="tell")
         try:
             while True:
@@ -145,6 +149,11 @@ class Follower:
                             self.leaving.set_result(goodbye)
         finally:
             teller.cancel()
+
+    def tell_waiting(self, services: Mapping[str, int]) -> None:
+        """So many requests and connections wait, for each service that sleeps."""
+        self._waiting = services
+        self._say(Waiting(dict(services)))
 
     def ask_to_leave(self) -> bool:
         """Somebody wants this worker to end; False if there is no supervisor that could find a successor."""

@@ -56,6 +56,12 @@ class Loads(Frame, frozen=True):
     loads: list[PortLoad]
 
 
+class Waiting(Frame, frozen=True):
+    """How many requests and connections it holds, for each service that sleeps: said as soon as it changes."""
+
+    services: dict[str, int]
+
+
 class Leaving(Frame, frozen=True):
     """Somebody told it to end: it serves on until a successor does, and `Quit` comes."""
 
@@ -109,7 +115,7 @@ class Quit(Frame, frozen=True):
     successor: bool = False  # another worker has the listening sockets, and takes what waits there
 
 
-ToSupervisor = Hello | Applied | Problems | Metrics | Loads | Leaving
+ToSupervisor = Hello | Applied | Problems | Metrics | Loads | Waiting | Leaving
 ToWorker = NoTable | Snapshot | Delta | Secrets | AskMetrics | AskLoads | Quit
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from mesh.dataplane.load import PortLoad
@@ -33,6 +33,9 @@ class DataPlane(Protocol):
 
     def give_secrets(self, secrets: Mapping[str, str]) -> None:
         """The values of the secrets that the Table names; they may come before it or after."""
+
+    def tell_waiting(self, tell: Callable[[Mapping[str, int]], None]) -> None:
+        """From now on tells how many requests and connections wait for each service that sleeps, as it changes."""
 
     def problems(self) -> list[str]:
         """What could not be done for the present Table: `web.http: cannot listen on 127.0.0.1:80: …`."""

@@ -193,6 +193,7 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
     serving = _Serving(plane, kind, Offers(socket.parent / SOCKETS, f"{kind}-{number}", sockets))
     hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
     follower = Follower(socket, hello, serving, packed=kind == "dns")
+    plane.tell_waiting(follower.tell_waiting)
     signalled = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, signalled.set)

@@ -19,6 +19,7 @@ from mesh.dataplane.frames import Quit
 from mesh.dataplane.load import LoadReport
 from mesh.dataplane.slot import GRACE, Slot, running
 from mesh.dataplane.sockets import Shelf
+from mesh.dataplane.waiting import WaitingReport
 from mesh.dataplane.worker import DRAIN, SOCKETS, Arguments, kind_of, write_secret
 from mesh.metrics import Family, Sample
 from mesh.table import Table
@@ -153,6 +154,10 @@ class Workers:
     async def load(self, node: str = "") -> LoadReport:
         """What the proxy carried in the last ten seconds."""
         return await self._feed.load(node)
+
+    async def held(self, since: int | None, wait: float) -> WaitingReport:
+        """Who waits for services at zero; see `WaitingBoard.report`."""
+        return await self._feed.waiting.report(since, wait)
 
     async def close(self, linger: float = 0.0, *, drain: float = GRACE) -> None:
         """Ends the workers, whose open work has `drain` seconds to end; with `linger` seconds they go on serving that
