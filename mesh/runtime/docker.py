@@ -42,7 +42,9 @@ STARTS = 4
 PULLS = 3
 EVENTS = ("start", "die", "oom", "destroy")
 FULL_LOOK = 45.0
-PING_INTERVAL = 10.0
+PING_INTERVAL = 5.0
+LISTING_TIMEOUT = 10.0
+"""Seconds for what tells whether the engine is there at all: after them it hangs, and people are told."""
 PATIENCE = 10.0
 """Seconds that the engine may take to end a container it was told to kill."""
 
@@ -78,7 +80,7 @@ class DockerRuntime:
         self._cgroups: dict[str, Cgroup | None] = {}  # by replica; None: the engine itself must be asked
 
     async def facts(self) -> Facts:
-        info = await self._engine.call(lambda api: api.info())
+        info = await self._engine.call(lambda api: api.info(), timeout=LISTING_TIMEOUT)
         capacity = Capacity(cpu=1000 * info["NCPU"], memory=info["MemTotal"])
         return Facts("docker", info["ServerVersion"], capacity)
 
@@ -90,7 +92,9 @@ class DockerRuntime:
     async def instances(self) -> list[Instance]:
         filters = {"label": [f"mesh.node={self._node}", f"mesh.root={self._root}"]}
         died = set(self._died)  # those who die from now on may be dropped by the next listing, not by this one
-        entries = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
+        entries = await self._engine.call(
+            lambda api: api.containers(all=True, filters=filters), timeout=LISTING_TIMEOUT
+        )
         found = [config.listed(entry, published=self._published, address=self._address) for entry in entries]
         self._died -= died - {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
         whole = await asyncio.gather(*(self._in_full(instance) for instance in found))
@@ -244,6 +248,7 @@ class DockerRuntime:
                     group.create_task(self._ping_for_ever())
             except* RuntimeFault as faults:
                 log.warning("no events from the Docker engine, trying again: %s", faults.exceptions[0])
+                pending.add("")  # whoever follows shall see for himself that it is away
             await backoff.sleep()
 
     async def _read_events(self, pending: Pending, backoff: Backoff) -> None:
