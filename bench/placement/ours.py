@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bench.placement.mix import ZONES, Mix, Service, rounds
 from bench.traces import AzureVMs
 from mesh.scheduler.placement.batch import fill
-from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Groups, Ints
+from mesh.scheduler.placement.cluster import MAX_AMOUNT, Cluster, Groups, Ints, Staying
 from mesh.scheduler.placement.kinds import Ground, Kind, Shape
 from mesh.scheduler.placement.terms import Terms, Tier
 
@@ -76,29 +76,27 @@ class Placed:
         """Loses so many of the nodes, finds what ran there, and places it elsewhere: the complete new plan."""
         lost = np.zeros(self.mix.nodes, bool)
         lost[np.random.default_rng(seed).choice(self.mix.nodes, int(share * self.mix.nodes), replace=False)] = True
-        sizes = np.array([one.size for one in self.nodes])
         where = np.concatenate(self.nodes)
-        services = np.repeat(np.arange(sizes.size), sizes)
-        ends = sizes.cumsum()
+        services = np.repeat(np.arange(len(self.nodes)), [one.size for one in self.nodes])
         begun = time.process_time()
         self.cluster.take([("cpu", MAX_AMOUNT)], lost.nonzero()[0])
         gone = lost[where]
-        counts = np.bincount(services[gone], minlength=sizes.size)
+        counts = np.bincount(services[gone], minlength=len(self.nodes))
+        staying = where[~gone].astype(np.int64)
+        ends = np.bincount(services[~gone], minlength=len(self.nodes)).cumsum().tolist()
         each, placed = [], 0
         for number in counts.nonzero()[0].tolist():
             start = time.perf_counter()
             service = self.mix.services[number]
-            at = slice(ends[number] - sizes[number], ends[number])
-            staying = where[at][~gone[at]]
-            placed += fill(self.cluster, self._kind(service), self._terms_with(service, staying), counts[number]).size
+            terms = self._terms_with(service, staying[ends[number - 1] if number else 0 : ends[number]])
+            placed += fill(self.cluster, self._kind(service), terms, int(counts[number])).size
             each.append(time.perf_counter() - start)
         cpu = time.process_time() - begun
         return Timed(cpu, np.array(each), int(counts.sum()), placed)
 
-    def _terms_with(self, service: Service, staying: NDArray[np.int32]) -> Terms:
+    def _terms_with(self, service: Service, staying: Ints) -> Terms:
         """What a service asks for that has replicas already."""
-        own = np.zeros(self.mix.nodes, np.int64)
-        np.add.at(own, staying, 1)
+        own = Staying(staying, self.mix.nodes)
         there = np.bincount(self._zones.of[staying], minlength=ZONES)
         tiers = [Tier(self._zones, there)] if service.spread else []
         return Terms(own=own, max_per_node=service.per_node, tiers=tiers)

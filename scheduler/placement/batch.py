@@ -31,7 +31,8 @@ from mesh.scheduler.placement.terms import Terms, Tier, first_keys
 SPARE = 8
 """So many more nodes are looked at than will do if all goes well."""
 GROWTH = 8
-MARGIN = 64
+WIDE = 2
+MARGIN = 48
 """So many are kept in view for the next batch, at least."""
 FEW = 4
 """Up to so many searches are made before all is prepared for one that tells everything."""
@@ -42,7 +43,8 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     if terms.caps or terms.to_itself or terms.last.size:
         return one_by_one(cluster, kind, terms, count)
     if terms.tiers:
-        few = count <= FEW and len(terms.tiers) == 1 and terms.tiers[0].groups.size <= FEW
+        few = count <= (2 * FEW if kind.fills and terms.max_per_node != 1 else FEW)
+        few = few and len(terms.tiers) == 1 and terms.tiers[0].groups.size <= FEW
         return (lane_by_lane if few else _all_at_once)(cluster, kind, terms, count)
     if kind.fills and terms.max_per_node is None:
         picks = node_by_node(cluster, kind, terms, count, FEW)
@@ -65,31 +67,37 @@ def _all_at_once(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
     return picks
 
 
-Found = tuple[Ints, Ints, Ints | int]
-"""The picks in their order; the different nodes among them, and how often each occurs."""
+Found = tuple[Ints, Ints, Ints | None]
+"""The picks in their order; the same as nodes, and how many replicas each mention of a node stands for (None: one)."""
 
 
 def _found(keys: Ints, kind: Kind, terms: Terms, looked_at: int, count: int) -> Found | None:
     """What greedy chooses, if the best nodes, so many of them, are certainly enough to tell."""
     nodes, worst = _best(keys, kind, looked_at)
-    everything = worst == NEVER
     if not nodes.size:
-        return nodes, nodes, 1
+        return nodes, nodes, None
+    if terms.max_per_node != 1 and nodes.size > 3 * looked_at:
+        ordered = keys[nodes]
+        worst = int(ordered[2 * looked_at - 1])
+        nodes = nodes[: ordered.searchsorted(worst, "right")]  # all that are as bad
+    everything = worst == NEVER
     most = _most(keys, nodes, everything, kind, terms, count)
     if most == 1:
-        items, item_keys = nodes, keys[nodes]
+        items, item_keys = nodes, None
     else:
         room = _room(nodes, most, kind, terms, count)
         if kind.fills and not terms.tiers:
             return _filled(nodes, room, everything, count)
         items, item_keys = _queue(nodes, room, worst, kind, terms)
     if terms.tiers:
+        if item_keys is None and len(terms.tiers) > 1:
+            item_keys = keys[items]
         picks = items[_merged(items, item_keys, terms.tiers)[:count]]
         certain = everything or _enough(picks, items, keys, terms.tiers[-1].groups, count)
     else:
         picks = items[:count]
         certain = everything or picks.size == count
-    return (picks, *((picks, 1) if most == 1 else _counted(picks))) if certain else None
+    return (picks, picks, None) if certain else None
 
 
 def _best(keys: Ints, kind: Kind, count: int) -> tuple[Ints, int]:
@@ -97,23 +105,22 @@ def _best(keys: Ints, kind: Kind, count: int) -> tuple[Ints, int]:
 
     How bad they were the last time is tried first: that spares the search for the worst of the best.
     """
-    worst = kind.cut
-    nodes = (keys <= worst).nonzero()[0]
+    nodes = (keys <= kind.cut).nonzero()[0]
+    worst = int(kind.cut)
+    wanted = max(WIDE * count, MARGIN)
     if nodes.size < count:
-        wanted = max(4 * count, MARGIN)
         worst = int(np.partition(keys, wanted - 1)[wanted - 1]) if wanted < keys.size else NEVER
         if worst < NEVER:
-            kind.cut = worst
+            kind.cut = np.array(worst)
         nodes = (keys <= min(worst, NEVER - 1)).nonzero()[0]
     of_nodes = keys[nodes]
     order = of_nodes.argsort(kind="stable")
     nodes = nodes[order]
-    if nodes.size > 3 * count:
+    if nodes.size > 2 * wanted:
         ordered = of_nodes[order]
-        worst = int(ordered[2 * count - 1])
+        worst = int(ordered[wanted])
+        kind.cut = np.array(worst)
         nodes = nodes[: ordered.searchsorted(worst, "right")]  # all that are as bad
-        if ordered.size > 2 * max(4 * count, MARGIN):
-            kind.cut = int(ordered[max(4 * count, MARGIN)])
     return nodes, worst
 
 
@@ -129,10 +136,10 @@ def _room(nodes: Ints, most: int, kind: Kind, terms: Terms, count: int) -> Ints:
     """How many of the replicas each of these nodes may get."""
     room = np.minimum(kind.shape.room(nodes), most)
     if terms.own is not None and terms.max_per_node is not None:
-        room = np.minimum(room, terms.max_per_node - terms.own[nodes])
+        room = np.minimum(room, terms.max_per_node - terms.own.counts[nodes])
     if kind.packing or terms.affinity is not None or room.sum() <= 2 * count:
         return room
-    return _up_to_level(room, None if terms.own is None else terms.own[nodes], terms, nodes, count)
+    return _up_to_level(room, None if terms.own is None else terms.own.counts[nodes], terms, nodes, count)
 
 
 def _up_to_level(room: Ints, own: Ints | None, terms: Terms, nodes: Ints, count: int) -> Ints:
@@ -167,7 +174,7 @@ def _queue(nodes: Ints, room: Ints, worst: int, kind: Kind, terms: Terms) -> tup
     starts = room.cumsum() - room
     earlier = np.arange(items.size) - starts.repeat(room)
     keys = kind.keys_of(items, earlier)
-    own = earlier if terms.own is None else terms.own[items] + earlier
+    own = earlier if terms.own is None else terms.own.counts[items] + earlier
     keys |= scores.own_part(own, packing=kind.packing)
     if terms.affinity is not None:
         keys |= scores.affinity_part(terms.affinity[items], packing=kind.packing)
@@ -188,9 +195,12 @@ def _running_maximum(keys: Ints, room: Ints) -> Ints:
     return maxima
 
 
-def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
-    """The order of greedy over all groups, of items that are in its order inside each innermost group."""
-    columns: list[Ints | Floats] = [items, keys]  # the last is the first to count
+def _merged(items: Ints, keys: Ints | None, tiers: Sequence[Tier]) -> Ints:
+    """The order of greedy over all groups, of items that are in its order inside each innermost group.
+
+    Without keys the items are in the order of their keys, all together.
+    """
+    columns: list[Ints | Floats] = [] if keys is None else [items, keys]  # the last is the first to count
     numbers = np.arange(items.size)
     order = numbers
     for tier in reversed(tiers):
@@ -200,7 +210,7 @@ def _merged(items: Ints, keys: Ints, tiers: Sequence[Tier]) -> Ints:
         rank = np.empty(items.size, np.int64)
         rank[grouped] = numbers - sorted_groups.searchsorted(sorted_groups)
         columns.append(tier.levels(group, rank))
-        order = np.lexsort(columns)
+        order = np.lexsort(columns) if keys is not None else columns[0].argsort(kind="stable")
     return order
 
 
@@ -210,17 +220,4 @@ def _enough(picks: Ints, items: Ints, keys: Ints, groups: Groups, count: int) ->
         return False
     used = np.bincount(groups.of[picks], minlength=groups.size)
     short = used >= np.bincount(groups.of[items], minlength=groups.size)
-    return not short.any() or not short[groups.of[keys < NEVER]].any()
-
-
-def _counted(picks: Ints) -> tuple[Ints, Ints]:
-    """The different nodes, and how often each occurs."""
-    nodes = np.sort(picks)
-    first = np.empty(nodes.size, bool)
-    first[0] = True
-    np.not_equal(nodes[1:], nodes[:-1], out=first[1:])
-    starts = first.nonzero()[0]
-    counts = np.empty(starts.size, np.int64)
-    np.subtract(starts[1:], starts[:-1], out=counts[:-1])
-    counts[-1] = nodes.size - starts[-1]
-    return nodes[starts], counts
+    return not np.count_nonzero(short) or not short[groups.of[keys < NEVER]].any()

@@ -6,12 +6,9 @@ is anything a replica can use up: CPU, memory, a named count, a static host port
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +30,8 @@ def amount_of(value: object) -> int:
     return int(min(max(value, 0), MAX_AMOUNT))
 
 
-RECENT = 12
-"""Changes of single nodes that are remembered one by one."""
+MAX_PARTS = 12
+"""Of what is known of a service's replicas, before it is put together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,26 @@ class Groups:
 
     @cached_property
     def lanes(self) -> list[Ints]:
-        """For each group what to add (by or) to keys so that only its nodes are left."""
-        return [np.where(self.of == group, 0, NEVER) for group in range(self.size)]
+        """The nodes of each group."""
+        return [(self.of == group).nonzero()[0] for group in range(self.size)]
+
+
+class Staying:
+    """The replicas of a service that stay: the node of each."""
+
+    def __init__(self, nodes: Ints, size: int) -> None:
+        """`size`: how many nodes there are."""
+        self.nodes = nodes
+        self._size = size
+
+    @cached_property
+    def counts(self) -> Ints:
+        """How many there are on every node."""
+        return np.bincount(self.nodes, minlength=self._size)
+
+    def on(self, node: int) -> int:
+        """How many there are on one node."""
+        return int(np.count_nonzero(self.nodes == node))
 
 
 class Cluster:
@@ -82,11 +97,10 @@ class Cluster:
         self.resources: set[str] = set()
         """Named counts: dimensions that only some nodes have, and few ask for."""
         self.version = 0
-        """Grows with each change of what is free."""
-        self.changed = np.zeros(self.size, np.int64)
-        """The version in which each node has last changed."""
-        self._changed_view = self.changed.data
-        self._recent: deque[int | None] = deque(maxlen=RECENT)
+        """Grows with each change of what is free on a node."""
+        self._changes = np.zeros(4 * self.size, np.int64)  # the nodes that changed, the last ones up to `_noted`
+        self._changes_view = self._changes.data
+        self._noted = 0
         self.groups: dict[tuple[str, ...], Groups] = {}
         """The nodes by their values of labels, as far as anybody has asked."""
         self._labels: dict[str, Label] = {}
@@ -111,34 +125,39 @@ class Cluster:
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────
 
-    def take(self, needs: Sequence[tuple[str, int]], nodes: Ints, counts: Ints | int = 1) -> None:
-        """Uses up room for so many replicas on each of these nodes, which are all different; below zero: gives back."""
+    def take(self, needs: Sequence[tuple[str, int]], nodes: Ints, counts: Ints | None = None) -> None:
+        """Uses up room for a replica at each mention of a node, or for so many on each; below zero: gives it back."""
         for dimension, amount in needs:
-            self.free[dimension][nodes] -= counts * amount
-        self.version += 1
-        self.changed[nodes] = self.version
-        self._recent.append(None)
+            np.subtract.at(self.free[dimension], nodes, amount if counts is None else counts * amount)
+        self.version += nodes.size
+        nodes = nodes[-self.size :]
+        start = self._noted_from(nodes.size)
+        self._changes[start : self._noted] = nodes
 
     def take_one(self, needs: Sequence[tuple[str, int]], node: int, count: int) -> None:
         """Uses up room for so many replicas on one node."""
         for dimension, amount in needs:
             self.views[dimension][node] -= count * amount
         self.version += 1
-        self._changed_view[node] = self.version
-        self._recent.append(node)
+        self._changes_view[self._noted_from(1)] = node
 
-    def last_touched(self, changes: int) -> list[int] | None:
-        """The nodes of the last so many changes, if these were few, each of one node."""
-        if changes > len(self._recent):
-            return None
-        nodes = list(islice(reversed(self._recent), changes))
-        return None if None in nodes else cast("list[int]", nodes)
+    def _noted_from(self, count: int) -> int:
+        """Where so many changes are noted: behind the last ones, of which as many are kept as there are nodes."""
+        if self._noted + count > self._changes.size:
+            self._changes[: self.size] = self.last_changed(self.size)
+            self._noted = self.size
+        self._noted += count
+        return self._noted - count
+
+    def last_changed(self, changes: int) -> Ints:
+        """The nodes of the last so many changes, fewer than there are nodes; one that changed twice stands twice."""
+        return self._changes[self._noted - changes : self._noted]
 
     def settle(self, service: str, nodes: Ints) -> None:
         """Replicas of the service stay on these nodes, one for each mention."""
         known = self._staying(service)
         known.append(nodes)
-        if len(known) > RECENT:
+        if len(known) > MAX_PARTS:
             known[:] = [np.concatenate(known)]
 
     def _staying(self, service: str) -> list[Ints]:
@@ -154,12 +173,12 @@ class Cluster:
 
     # ── questions ────────────────────────────────────────────────────────────────────────────
 
-    def own(self, service: str) -> Ints | None:
-        """How many replicas of a service stay on each node; None if it has none at all."""
+    def own(self, service: str) -> Staying | None:
+        """The replicas of a service that stay; None if it has none at all."""
         placed = self._staying(service)
         if not placed:
             return None
-        return np.bincount(np.concatenate(placed), minlength=self.size)
+        return Staying(np.concatenate(placed), self.size)
 
     def label(self, name: str) -> Label:
         """The values of one label, over all nodes."""

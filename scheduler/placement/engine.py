@@ -144,7 +144,7 @@ class _Batch:
         terms = terms_of(self._cluster, request)
         nodes = kind.ground.allowed.copy()
         if terms.own is not None and terms.max_per_node is not None:
-            nodes &= terms.own < terms.max_per_node
+            nodes &= terms.own.counts < terms.max_per_node
         for cap in terms.caps:
             nodes &= cap.left[cap.groups] > 0
         if request.only is not None:
@@ -204,7 +204,7 @@ class _Batch:
             if refused[node]:
                 continue
             affinity = 0 if terms.affinity is None else int(terms.affinity[node])
-            pull = affinity + terms.to_itself * bool(terms.own is not None and terms.own[node])
+            pull = affinity + terms.to_itself * bool(terms.own_on(node))
             levels = [float(tier.levels(tier.groups.of[[node]])[0]) for tier in terms.tiers]
             there = [float(tier.counts[tier.groups.of[node]]) for tier in terms.tiers]
             late = float(node in terms.last)

@@ -19,6 +19,9 @@ from mesh.scheduler.placement.worth import Worth
 
 _ZERO = np.array(0)
 
+FEW = 8
+"""Nodes that are looked at one by one: for more of them arrays are faster."""
+
 Needs = tuple[tuple[str, int], ...]
 """What one replica takes: dimension and amount, none of them zero."""
 
@@ -35,6 +38,7 @@ class Shape:
         self._cpu, self._memory = (
             next((amount for name, amount in needs if name == dimension), 0) for dimension in ("cpu", "memory")
         )
+        self._free_cpu, self._free_memory = cluster.free["cpu"], cluster.free["memory"]
         self._cpu_view, self._memory_view = cluster.views["cpu"], cluster.views["memory"]
         self._per_cpu_view, self._per_memory_view = cluster.per_cpu.data, cluster.per_memory.data
         self._cpu_0d, self._memory_0d = np.array(self._cpu), np.array(self._memory)
@@ -50,35 +54,33 @@ class Shape:
         """A node becomes better for it by each replica: what is best stays best until it is full (binpack)."""
         self._keys = np.zeros(cluster.size, np.int64)
         self._view = self._keys.data
-        self._version = -1
+        self._version = -cluster.size  # all is new
 
     def keys(self) -> Ints:
-        """What every node is worth to a first replica of a service. Not to be changed."""
-        cluster = self._cluster
-        if (changes := cluster.version - self._version) > 0:
-            few = cluster.last_touched(changes)
-            if few is not None:
-                for node in few:
-                    self._view[node] = self.key_of(node)
-            else:
-                stale = (cluster.changed > self._version).nonzero()[0]
-                self._keys[stale] = self.keys_of(stale)
-            self._version = cluster.version
-        return self._keys
+        """What every node is worth to a first replica of a service.
 
-    def renew(self, nodes: Sequence[int]) -> None:
-        """Brings these nodes up to date, which are all that have changed since `keys()`."""
-        for node in nodes:
-            self._view[node] = self.key_of(node)
-        self._version = self._cluster.version
+        Only the keys of nodes that are changed next may be written to: they are looked at anew the next time.
+        """
+        cluster = self._cluster
+        changes = cluster.version - self._version
+        if changes >= cluster.size:
+            self._keys[:] = self.keys_of(np.arange(cluster.size))
+        elif changes > FEW:
+            stale = cluster.last_changed(changes)
+            self._keys[stale] = self.keys_of(stale)
+        elif changes:
+            for node in cluster.last_changed(changes).tolist():
+                self._view[node] = self.key_of(node)
+        self._version = cluster.version
+        return self._keys
 
     def keys_of(self, nodes: Ints, earlier: Ints | None = None) -> Ints:
         """The same for some nodes, with so many replicas of this shape put there before; `NEVER` where none fits."""
         cluster = self._cluster
-        cpu, memory = cluster.free["cpu"].take(nodes), cluster.free["memory"].take(nodes)
+        cpu, memory = self._free_cpu[nodes], self._free_memory[nodes]
         cpu -= self._cpu_0d if earlier is None else (earlier + 1) * self._cpu
         memory -= self._memory_0d if earlier is None else (earlier + 1) * self._memory
-        cpu_share, memory_share = cpu * cluster.per_cpu.take(nodes), memory * cluster.per_memory.take(nodes)
+        cpu_share, memory_share = cpu * cluster.per_cpu[nodes], memory * cluster.per_memory[nodes]
         if not self._cpu:  # what is not asked for may be overcommitted
             cpu_share = np.maximum(cpu_share, 0.0)
         if not self._memory:
@@ -92,9 +94,9 @@ class Shape:
         elif self._cpu or self._memory:
             keys[(cpu if self._cpu else memory) < _ZERO] = NEVER
         if self._unasked:
-            keys |= scores.spared_resources(np.sum([free.take(nodes) > 0 for free in self._unasked], axis=0))
+            keys |= scores.spared_resources(np.sum([free[nodes] > 0 for free in self._unasked], axis=0))
         for free, amount in self._others:
-            keys[free.take(nodes) < amount * (1 if earlier is None else earlier + 1)] = NEVER
+            keys[free[nodes] < amount * (1 if earlier is None else earlier + 1)] = NEVER
         return keys
 
     @property
@@ -129,7 +131,7 @@ class Shape:
 
     def room(self, nodes: Ints) -> Ints:
         """How many replicas fit on each of these nodes, by what they use up."""
-        rooms = [self._cluster.free[dimension].take(nodes) // amount for dimension, amount in self.needs]
+        rooms = [self._cluster.free[dimension][nodes] // amount for dimension, amount in self.needs]
         return reduce(np.minimum, rooms) if rooms else np.full(nodes.size, NEVER)
 
     def room_of(self, node: int) -> int:
@@ -171,11 +173,11 @@ class Kind:
         self.needs = shape.needs
         self.packing = shape.packing
         self.fills = shape.fills
-        self.cut = -1
+        self.cut = np.array(-1)
         """How bad the worst of the nodes was that were looked at the last time."""
 
     def keys(self) -> Ints:
-        """What every node is worth to a first replica of a service without affinities. Whoever writes, renews."""
+        """What every node is worth to a first replica of a service without affinities; see `Shape.keys`."""
         keys, ground = self.shape.keys(), self.ground.keys
         return keys if ground is None else keys | ground
 

@@ -32,7 +32,8 @@ def _counted(cluster: Cluster, request: Request) -> Ints | None:
     """The replicas of the service on each node, if there is a limit to them."""
     placement = request.blueprint.spec.placement
     limited = placement.max_per_node is not None or placement.max_per
-    return cluster.own(request.service) if limited else None
+    own = cluster.own(request.service) if limited else None
+    return None if own is None else own.counts
 
 
 def _there(cluster: Cluster, request: Request, needs: Needs, own: Ints | None, node: int, holder: Holder) -> str:

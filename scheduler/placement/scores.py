@@ -28,7 +28,8 @@ _LABELS = 4
 # as arrays without dimensions numbers cost a calculation half as much
 _WHOLE_0D = np.array(float(_WHOLE))
 _HALF_0D = np.array(_WHOLE / 2)
-_OWN_PACK_0D = np.array(_OWN_PACK)
+_OWN_PACK_0D, _LOAD_0D = np.array(_OWN_PACK), np.array(_LOAD)
+_MOST_PACK_0D, _MOST_SPREAD_0D = np.array(2**_OWN_PACK - 1), np.array(2**_OWN_SPREAD - 1)
 
 EMPTINESS = 0.01
 """How bad an empty node is, beside a node's worth of a resource that is lost to others."""
@@ -101,7 +102,7 @@ def spared_labels(wanted: Floats) -> Ints:
 
 def own_part(own: Ints, *, packing: bool) -> Ints:
     """What the service's own replicas on a node add to its key."""
-    part: Ints = np.minimum(own, 2**_OWN_PACK - 1) if packing else np.minimum(own, 2**_OWN_SPREAD - 1) << _LOAD
+    part: Ints = np.minimum(own, _MOST_PACK_0D) if packing else np.minimum(own, _MOST_SPREAD_0D) << _LOAD_0D
     return part
 
 

@@ -28,9 +28,9 @@ def node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, searche
         node = int(keys.argmin())
         if view[node] == NEVER:
             break
-        own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
+        own = terms.own_on(node) + chosen.count(node)
         may = left if terms.max_per_node is None else terms.max_per_node - own
-        some = min(left, may, kind.shape.room_of(node)) if kind.fills else 1
+        some = min(left, may, kind.shape.room_of(node)) if kind.fills and left > 1 else 1
         cluster.take_one(kind.needs, node, some)
         chosen.append(node)
         counts.append(some)
@@ -38,57 +38,65 @@ def node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, searche
         if not left:
             break
         view[node] = NEVER if some == may else _key_of(kind, terms, node, own + some)
-    kind.shape.renew(chosen)
-    return np.array(chosen, np.int64).repeat(counts)
+    nodes = np.array(chosen, np.int64)
+    return nodes if len(chosen) == count - left else nodes.repeat(counts)
 
 
 def lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
-    """With one spread label: a search in each of its groups, and another one where a replica goes."""
+    """With one spread label: a search in each of its groups, and another one where the best node is full."""
     keys = first_keys(kind, terms)
     view = keys.data
     (tier,) = terms.tiers
     lanes = tier.groups.lanes
-    levels: list[float] = tier.levels(np.arange(len(lanes))).tolist()
-    heads: dict[int, tuple[int, int] | None] = {}  # of groups that have been looked at
+    ladders = [iter(ladder) for ladder in tier.levels(np.arange(len(lanes))[:, None], np.arange(count + 1)).tolist()]
+    levels: list[float] = [next(ladder) for ladder in ladders]
+    heads: dict[int, tuple[int, int]] = {}  # of groups that have been looked at
     chosen: list[int] = []
-    for _ in range(count):
-        best = _lowest(keys, lanes, levels, heads)
-        if best is None:
+    while len(chosen) < count:
+        key, node = _lowest(keys, lanes, levels, heads)
+        if key == NEVER:
             break
-        (_, node), group = best
         cluster.take_one(kind.needs, node, 1)
         chosen.append(node)
-        if len(chosen) < count:
-            own = (0 if terms.own is None else int(terms.own[node])) + chosen.count(node)
-            view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
-            in_group = sum(1 for one in chosen if tier.groups.of[one] == group)
-            levels[group] = tier.levels(np.array([group]), in_group).item()
-            del heads[group]
-    kind.shape.renew(chosen)
+        if len(chosen) == count:
+            break
+        own = terms.own_on(node) + chosen.count(node)
+        key = view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
+        group = int(tier.groups.of[node])
+        levels[group] = next(ladders[group])
+        if kind.fills and key < NEVER:
+            heads[group] = key, node
+        else:
+            heads.pop(group, None)
     return np.array(chosen, np.int64)
 
 
 def _lowest(
-    keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int] | None]
-) -> tuple[tuple[int, int], int] | None:
-    """The best key and its node, and their group, in the lowest level that has any."""
-    for level in sorted(set(levels)):
+    keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int]]
+) -> tuple[int, int]:
+    """The best key and its node in the lowest level that has any that will do."""
+    ordered = sorted(set(levels))
+    if len(ordered) == 1 and not heads:
+        return _head(keys)
+    for level in ordered:
         groups = [group for group, other in enumerate(levels) if other == level]
         for group in groups:
             if group not in heads:
                 heads[group] = _head(keys, lanes[group])
-        fit = [(head, group) for group in groups if (head := heads[group]) is not None]
-        if fit:
-            return min(fit)
-    return None
+        best = min(heads[group] for group in groups)
+        if best[0] < NEVER:
+            break
+    return best
 
 
-def _head(keys: Ints, lane: Ints) -> tuple[int, int] | None:
-    """The least key in a lane, and its node; None if none will do."""
-    keys = keys | lane
-    node = int(keys.argmin())
-    key = int(keys[node])
-    return (key, node) if key < NEVER else None
+def _head(keys: Ints, lane: Ints | None = None) -> tuple[int, int]:
+    """The least key of all nodes, or of those in a lane, and whose it is."""
+    if lane is None:
+        node = int(keys.argmin())
+        return int(keys[node]), node
+    keys = keys[lane]
+    at = int(keys.argmin())
+    return int(keys[at]), int(lane[at])
 
 
 def _key_of(kind: Kind, terms: Terms, node: int, own: int) -> int:
@@ -101,13 +109,12 @@ def _key_of(kind: Kind, terms: Terms, node: int, own: int) -> int:
 
 def one_by_one(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Greedy as it is told: among the nodes that will do, wish by wish, those that are best; of these the first."""
-    own = np.zeros(cluster.size, np.int64) if terms.own is None else terms.own.copy()
+    own = np.zeros(cluster.size, np.int64) if terms.own is None else terms.own.counts.copy()
     affinity = np.zeros(cluster.size, np.int64) if terms.affinity is None else terms.affinity
     late = np.zeros(cluster.size, np.int64)
     late[terms.last] = 1
     tiers = [replace(tier, counts=tier.counts.copy()) for tier in terms.tiers]
     left = [cap.left.copy() for cap in terms.caps]
-    terms = replace(terms, own=own)
 
     def keys_of(nodes: Ints) -> Ints:
         keys = kind.keys_of(nodes) | scores.own_part(own[nodes], packing=kind.packing)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mesh.scheduler.placement import scores
-from mesh.scheduler.placement.cluster import Floats, Groups, Ints
+from mesh.scheduler.placement.cluster import Floats, Groups, Ints, Staying
 from mesh.scheduler.placement.kinds import Kind
 from mesh.scheduler.placement.scores import NEVER
+
+_NO_NODES = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,33 @@ class Cap:
 class Terms:
     """What a service asks for beyond its kind."""
 
-    own: Ints | None = None  # its replicas on each node, if it has any
+    own: Staying | None = None  # its replicas, if it has any
     max_per_node: int | None = None
     affinity: Ints | None = None  # the sum of the weights that each node matches
     to_itself: int = 0  # the weight of its affinity to its own replicas, not counted in `affinity`
     tiers: Sequence[Tier] = ()
     caps: Sequence[Cap] = ()
-    last: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes that come after all others
+    last: Ints = field(default_factory=lambda: _NO_NODES)  # nodes that come after all others
+
+    def own_on(self, node: int) -> int:
+        """The service's replicas on one node."""
+        return 0 if self.own is None else self.own.on(node)
 
 
 def first_keys(kind: Kind, terms: Terms) -> Ints:
-    """What each node is worth to the next replica, but for spread labels. Whoever writes, renews."""
+    """What each node is worth to the next replica, but for spread labels; see `Shape.keys` for who may write."""
     if terms.own is None:
         keys = kind.keys()
     else:
         keys = kind.own_keys()
-        has = (terms.own > 0).nonzero()[0]
-        own = terms.own[has]
-        keys[has] |= scores.own_part(own, packing=kind.packing)
-        if terms.max_per_node is not None:
-            keys[has[own >= terms.max_per_node]] = NEVER
+        nodes = terms.own.nodes
+        if terms.max_per_node == 1:
+            keys[nodes] = NEVER
+        else:
+            own = terms.own.counts[nodes]
+            keys[nodes] |= scores.own_part(own, packing=kind.packing)
+            if terms.max_per_node is not None:
+                keys[nodes[own >= terms.max_per_node]] = NEVER
     if terms.affinity is not None:
         keys = keys | scores.affinity_part(terms.affinity, packing=kind.packing)
     return keys

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
+from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints, Staying
 from mesh.scheduler.placement.model import Request
 from mesh.scheduler.placement.rules import holds
 from mesh.scheduler.placement.terms import Cap, Terms, Tier
@@ -39,7 +39,7 @@ def _affinity(cluster: Cluster, request: Request) -> tuple[Ints | None, int]:
             continue
         if isinstance(towards, str):
             there = cluster.own(towards)
-            matches = there > 0 if there is not None else None
+            matches = there.counts > 0 if there is not None else None
         else:
             matches = holds(cluster, towards)
         if matches is not None:
@@ -47,7 +47,7 @@ def _affinity(cluster: Cluster, request: Request) -> tuple[Ints | None, int]:
     return total, to_itself
 
 
-def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Ints | None) -> list[Tier]:
+def tiers_of(cluster: Cluster, spreads: Sequence[Spread], own: Staying | None) -> list[Tier]:
     """A tier for each spread label, each inside the one before.
 
     One with targets has a tier around it: the named values by their shares, and all others as one, by the rest. So what
@@ -85,12 +85,9 @@ def _shares(cluster: Cluster, spread: Spread, groups: Groups) -> Floats:
     return np.array(shares)[code]
 
 
-def _counts(groups: Groups, own: Ints | None) -> Ints:
+def _counts(groups: Groups, own: Staying | None) -> Ints:
     """The replicas of the service in each group."""
-    counts = np.zeros(groups.size, np.int64)
-    if own is not None:
-        np.add.at(counts, groups.of, own)
-    return counts
+    return np.zeros(groups.size, np.int64) if own is None else np.bincount(groups.of[own.nodes], minlength=groups.size)
 
 
 def groups_of(cluster: Cluster, labels: tuple[str, ...]) -> Groups:
@@ -105,10 +102,10 @@ def groups_of(cluster: Cluster, labels: tuple[str, ...]) -> Groups:
     return known
 
 
-def _cap(cluster: Cluster, label: str, most: int, own: Ints | None) -> Cap:
+def _cap(cluster: Cluster, label: str, most: int, own: Staying | None) -> Cap:
     """How many more replicas each group of nodes may have; nodes without the label are in one that never counts."""
     codes = cluster.label(label).codes
     groups = codes + 1
     size = int(groups.max(initial=0)) + 1
-    there = np.zeros(size, np.int64) if own is None else np.bincount(groups, own, size).astype(np.int64)
+    there = np.zeros(size, np.int64) if own is None else np.bincount(groups[own.nodes], minlength=size)
     return Cap(groups, most - there)
