@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tests.lab import parts
 from tests.lab.host import Host
-from tests.lab.lab import Lab, remove
+from tests.lab.lab import PARTS, Lab, remove
 from tests.lab.system import LabError
 from tests.parts.install import Missing, consul_folder, install_packages
 from tools.debs import DebsError
@@ -54,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     add("kill", "cut its power", lambda options: Lab.found().kill(options.host))
     add("stop-agent", "stop its agent, as an upgrade does", lambda options: Lab.found().stop_agent(options.host))
     add("start-agent", "start its agent again", lambda options: Lab.found().start_agent(options.host))
-    partition = add("partition", "cut it off: HOST (from all), HOST:consul, HOST:peers; HOST:deaf or HOST:mute are "
-                    "one-way", lambda options: Lab.found().partition(*_named(options.host)))  # fmt: skip
-    partition.usage = "python -m tests.lab partition HOST[:consul|:peers|:deaf|:mute]"
+    partition = add("partition", "cut it off: HOST (from all), HOST:consul, HOST:peers, HOST:h2 (from one); HOST:deaf "
+                    "or HOST:mute: one-way", lambda options: Lab.found().partition(*_named(options.host)))  # fmt: skip
+    partition.usage = "python -m tests.lab partition HOST[:consul|:peers|:deaf|:mute|:OTHER]"
     delay = add("delay", "slow its cable down", lambda options: Lab.found().delay(options.host, options.ms))
     delay.add_argument("ms", type=float, help="milliseconds each way")
     loss = add("loss", "lose a share of its packets", lambda options: Lab.found().loss(options.host, options.share))
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "stop all its processes; it still accepts connections",
         lambda options: Lab.found().freeze(options.host),
     )
+    hang = add("hang", "stop one of its programs", lambda options: Lab.found().hang(options.host, options.part))
+    hang.add_argument("part", choices=PARTS)
     add("heal", "take every fault away and start what should run", lambda options: Lab.found().heal(options.host))
     add("down", "remove everything", lambda options: remove(), host=False)
     return parser

@@ -10,9 +10,8 @@ from typing import Any
 
 from tests.lab import parts
 from tests.lab.host import Host
-from tests.lab.operator import Operator, eventually, one_per_slot
+from tests.lab.operator import DEADLINE, Operator, eventually, one_per_slot
 
-REPLICAS = 4
 UPDATE = {"min_healthy": "200ms", "max_surge": 2}
 
 _versions = count(1)
@@ -29,19 +28,27 @@ class Event:
 
 def serve(operator: Operator) -> None:
     """The service that the load asks for."""
-    operator.apply(replicas=REPLICAS, update=UPDATE)
+    operator.apply(replicas=operator.count, update=UPDATE)
     settled(operator, "one ready replica in each slot")
 
 
-def settled(operator: Operator, what: str, replicas: int = REPLICAS) -> None:
-    eventually(what, lambda: one_per_slot(operator.replicas(operator.names()), replicas)
-               and operator.read("planned/services/web")["rollout"].get("state", "idle") == "idle")  # fmt: skip
+def settled(operator: Operator, what: str, replicas: int | None = None, *, within: float = DEADLINE) -> None:
+    count = operator.count if replicas is None else replicas
+    eventually(what, lambda: one_per_slot(operator.replicas(operator.names()), count)
+               and operator.read("planned/services/web")["rollout"].get("state", "idle") == "idle", within)  # fmt: skip
+
+
+def heard(operator: Operator) -> None:
+    """A wish is written again, and the leader answers."""
+    operator.put("desired/services/web", operator.read("desired/services/web"))
+    index = operator.index("desired/services/web")
+    eventually("a scheduler leads", lambda: operator.read("planned/services/web")["spec_index"] >= index)
 
 
 def _release(operator: Operator, **update: object) -> int:
     """A new release; its number."""
     version = f"v{next(_versions)}"
-    spec = operator.apply(replicas=REPLICAS, update={**UPDATE, **update}, tags=[version])
+    spec = operator.apply(replicas=operator.count, update={**UPDATE, **update}, tags=[version])
     eventually("the scheduler has read it", lambda: _newest(operator)["spec"].get("tags") == spec["tags"])
     return int(_newest(operator)["number"])
 
@@ -75,7 +82,7 @@ def blue_green(operator: Operator) -> None:
 
 def _promote(operator: Operator, canary: object) -> None:
     release = _release(operator, canary=canary)
-    canaries = 1 if canary == 1 else REPLICAS
+    canaries = 1 if canary == 1 else operator.count
     eventually("the canaries are ready", lambda: canaries == sum(
         one["release"] == release and one["state"] == "ready" for one in operator.replicas(operator.names())
     ))  # fmt: skip
@@ -94,7 +101,7 @@ def undo_a_release(operator: Operator) -> None:
 def scale_down_and_up(operator: Operator) -> None:
     operator.mesh("h1", "scale", "web=1")
     settled(operator, "one replica is left", 1)
-    operator.mesh("h1", "scale", f"web={REPLICAS}")
+    operator.mesh("h1", "scale", f"web={operator.count}")
     settled(operator, "all replicas are there again")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from tests.lab.system import FOLDER, LabError, until
 
 STATE = FOLDER / "lab.json"
 MAX_HOSTS = 9
-FAULTS = ("consul", "peers", "deaf", "mute")
+PARTITIONS = ("consul", "peers", "deaf", "mute")
+PARTS = ("agent", "scheduler", "dockerd", "consul")
 
 Say = Callable[[str], None]
 
@@ -128,15 +130,17 @@ class Lab:
         self._start_mesh([self.host(name)])
 
     def partition(self, name: str, kind: str = "") -> None:
-        """The cable out, or only what `kind` says (see `switch.drop`)."""
+        """The cable out, or only what `kind` says (see `switch.drop`): another host, too."""
         host = self.host(name)
         if not kind:
             self._fault(host, "cable")
             switch.plug(name, in_place=False)
-        elif kind in FAULTS:
+        elif kind in PARTITIONS:
             self._fault(host, kind)
+        elif any(kind == other.name != name for other in self.hosts):
+            self._fault(host, f"from={kind}")
         else:
-            raise LabError(f"a partition is from {', '.join(FAULTS)}, or from all, not {kind!r}")
+            raise LabError(f"a partition is {', '.join(PARTITIONS)}, from another host, or from all, not {kind!r}")
 
     def loss(self, name: str, share: float) -> None:
         if not 0 < share <= 1:
@@ -165,11 +169,21 @@ class Lab:
         host.freeze(frozen=True)
         self._fault(host, "frozen")
 
+    def hang(self, name: str, part: str) -> None:
+        """One program stops (SIGSTOP) with all that it holds; what it started runs on."""
+        if part not in PARTS:
+            raise LabError(f"what can hang is {', '.join(PARTS)}, not {part!r}")
+        self.host(name).signal(part, signal.SIGSTOP)
+        self._fault(self.host(name), f"hung {part}")
+
     def heal(self, name: str) -> None:
         """Takes every fault of the host away: boots it, plugs it in, starts what should run there."""
         host = self.host(name)
         host.stop("wire")
         host.freeze(frozen=False)
+        for part in PARTS:
+            if host.runs(part):
+                host.signal(part, signal.SIGCONT)
         self.faults.pop(name, None)
         self._apply()
         switch.plug(name, in_place=True)
@@ -190,14 +204,14 @@ class Lab:
 
     def _apply(self) -> None:
         self._write()
-        dropped = {name: [fault for fault in faults if fault in FAULTS or fault.startswith("loss=")]
+        dropped = {name: [fault for fault in faults if fault in PARTITIONS or fault.startswith(("from=", "loss="))]
                    for name, faults in self.faults.items()}  # fmt: skip
         switch.drop({name: faults for name, faults in dropped.items() if faults})
 
 
 def remove() -> None:
     """Everything that is the lab's, also after a crash: found by its names, ended by its pids."""
-    for folder in sorted(FOLDER.glob("h[0-9]")):
-        Host(folder.name).remove()
+    with ThreadPoolExecutor(MAX_HOSTS) as pool:
+        list(pool.map(lambda folder: Host(folder.name).remove(), sorted(FOLDER.glob("h[0-9]"))))
     switch.remove()
     shutil.rmtree(FOLDER, ignore_errors=True)

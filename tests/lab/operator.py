@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.lab import parts, switch
@@ -35,8 +36,10 @@ T = TypeVar("T")
 
 
 class Operator:
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, count: int = 4) -> None:
+        """`count`: replicas of `SERVICE`."""
         self.lab = lab
+        self.count = count
         self.image = ""
 
     # ── what is wanted
@@ -75,10 +78,24 @@ class Operator:
         """A document of the store; empty if there is none."""
 
         def value(host: str) -> Any:
-            with urlopen(_url(host, key) + "?raw&stale", timeout=5) as answer:
-                return json.load(answer)
+            try:
+                with urlopen(_url(host, key) + "?raw&stale", timeout=5) as answer:
+                    return json.load(answer)
+            except HTTPError as error:
+                if error.code == 404:
+                    return {}
+                raise
 
         return self._asked(value)
+
+    def index(self, key: str) -> int:
+        """When it was last written."""
+
+        def row(host: str) -> int:
+            with urlopen(_url(host, key), timeout=5) as answer:
+                return int(json.load(answer)[0]["ModifyIndex"])
+
+        return self._asked(row)
 
     def replicas(self, nodes: Iterable[str], service: str = "web") -> list[dict[str, Any]]:
         """As their agents report them, each with its `node`."""
@@ -147,7 +164,7 @@ class Operator:
         raise error
 
 
-def eventually(what: str, holds: Callable[[], object], within: float = DEADLINE) -> None:
+def eventually(what: str, holds: Callable[[], object], within: float = DEADLINE, *, pause: float = 0.05) -> None:
     """Waits for it; who cannot be asked yet has not said no."""
     deadline = time.monotonic() + within
     seen: object = None
@@ -158,7 +175,7 @@ def eventually(what: str, holds: Callable[[], object], within: float = DEADLINE)
         except (OSError, ValueError, KeyError, HTTPException) as error:
             seen = error
         assert time.monotonic() < deadline, f"not within {within:.0f} s: {what}; last seen: {seen!r}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def one_per_slot(replicas: Sequence[Mapping[str, Any]], count: int) -> bool:

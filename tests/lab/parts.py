@@ -27,9 +27,11 @@ def start_engine(host: Host) -> None:
     """Containers outlive it (live-restore), as on any host that is upgraded in place."""
     number = int(host.name[1:])
     (host.folder / "data").mkdir(exist_ok=True)
+    (host.folder / "engine").unlink(missing_ok=True)  # of one that was killed; its number may be another's by now
     host.start("dockerd", [
-        "dockerd", "--data-root", host.folder / "data", "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
-        "--host", engine(host), "--bip", f"10.88.{number}.1/24", "--cgroup-parent", f"/{NAME}-{host.name}",
+        "dockerd", "--data-root", host.folder / "data", "--exec-root", "/run/docker",
+        "--pidfile", host.folder / "engine", "--host", engine(host),
+        "--bip", f"10.88.{number}.1/24", "--cgroup-parent", f"/{NAME}-{host.name}",
         "--default-address-pool", f"base=10.{90 + number}.0.0/16,size=24", "--live-restore", "--log-level", "warn",
     ])  # fmt: skip
 
@@ -105,8 +107,16 @@ def _mesh(host: Host, command: str, *options: str) -> None:
 
 
 def agent_is_ready(host: Host) -> bool:
+    return _is_ready(f"{host.address}:7070")
+
+
+def scheduler_is_ready(host: Host) -> bool:
+    return _is_ready(f"{host.address}:7071")
+
+
+def _is_ready(admin: str) -> bool:
     try:
-        with urlopen(f"http://{host.address}:7070/readyz", timeout=2) as answer:
+        with urlopen(f"http://{admin}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

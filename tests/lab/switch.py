@@ -63,10 +63,11 @@ def is_on_bridge(host: str, bridge: str) -> bool:
 
 
 def drop(faults: Mapping[str, Sequence[str]]) -> None:
-    """From now on exactly these faults hold: by host, any of `consul`, `peers`, `deaf`, `mute`, `loss=0.2`.
+    """From now on exactly these faults hold: by host, any of `consul`, `peers`, `deaf`, `mute`, `from=h2`, `loss=0.2`.
 
     `consul`: cut off from the other hosts' Consul alone; `peers`: from all else of the other hosts; `deaf`: nothing
-    comes in; `mute`: nothing goes out; `loss`: the share of frames lost, both ways. The machine's own port hears all.
+    comes in; `mute`: nothing goes out; `from`: cut off from this host alone; `loss`: the share of frames lost, both
+    ways. The machine's own port hears all.
     """
     rules = [rule for host, named in faults.items() for fault in named for rule in _rules(host, fault)]
     body = "".join(f"    {rule}\n" for rule in rules)
@@ -92,6 +93,8 @@ def _rules(host: str, fault: str) -> list[str]:
             return [f"{ways['in']} ether type ip drop"]
         case "mute":
             return [f"{ways['out']} ether type ip drop"]
+        case "from":
+            return [f'iifname "{one}" oifname "{other}" drop' for one, other in ((host, amount), (amount, host))]
         case "loss":
             most = max(1, round(float(amount) * 10_000)) - 1
             return [f"{way} numgen random mod 10000 <= {most} drop" for way in ways.values()]

@@ -36,7 +36,7 @@ SLOW_EVERY = 20
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`began`: seconds of the monotonic clock."""
+    """`began`: seconds, of the monotonic clock or since a fault."""
 
     began: float
     host: str
@@ -102,10 +102,6 @@ class Traffic:
     @property
     def total(self) -> int:
         return sum(self.answers.values()) + len(self.failures)
-
-    def last_failure(self, since: float) -> float:
-        """How long after `since` the last request began that failed; 0 if none did."""
-        return max((failure.began - since for failure in self.failures), default=0.0)
 
     def __enter__(self) -> Self:
         self._thread.start()
