@@ -113,7 +113,7 @@ class NodePlan(Document, frozen=True, kw_only=True):
 
     format: int = FORMAT
     node: str
-    lost: bool = False  # given up: what it ran is replaced, and stops when it returns
+    lost: bool = False  # given up: what it ran is replaced, and stops when it returns, but for `replicas` (`on_return`)
     replicas: list[Assignment] = []
     specs: dict[str, dict[str, Any]] = {}
     """`<service>@<release>` → the release's spec, so that replicas of one release share one copy."""

@@ -23,6 +23,7 @@ class Replica:
     report: ReplicaReport | None = None
     ready: bool = False
     since: float = 0.0
+    away: bool = False  # its node was given up before, and has not returned
 
     @property
     def id(self) -> str:
@@ -99,7 +100,8 @@ class Buckets:
     seats: dict[Slot, Seat] = field(default_factory=dict)
     failed: list[Replica] = field(default_factory=list)  # ended without being asked
     ended: list[Replica] = field(default_factory=list)  # ended because we asked
-    lost: list[Replica] = field(default_factory=list)  # on a node that was given up
+    lost: list[Replica] = field(default_factory=list)  # on a node that is given up now
+    away: list[Replica] = field(default_factory=list)  # on one that was given up before: kept for its return
     records: list[Replica] = field(default_factory=list)  # ended long ago, kept for their output
 
     def seat(self, slot: Slot) -> Seat:
@@ -112,6 +114,8 @@ def classify(replicas: Iterable[Replica]) -> Buckets:
         stop = replica.assignment.want is Want.STOP
         if replica.assignment.want is Want.KEEP:
             buckets.records.append(replica)
+        elif replica.away:
+            buckets.away.append(replica)
         elif replica.condition is Condition.LOST:
             buckets.lost.append(replica)
         elif replica.state.ended:

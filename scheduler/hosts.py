@@ -245,7 +245,7 @@ def survey(
         since = memory.gone.get(name, now)
         if name in unreadable and seen is None:
             condition, why = Condition.GONE, "its report cannot be read by this version"
-        elif seen is not None and name not in memory.gone:
+        elif seen is not None and name not in memory.gone and (seen.held or not _is_given_up(view, name)):
             condition, why = _availability(settings, now)
             if not seen.held:
                 condition, why = max(condition, Condition.PAUSED, key=_SEVERITY.index), SAYS[Sign.ANSWERS]
@@ -289,6 +289,11 @@ def _dated(doubts: Mapping[str, NodeDoubt], before: ClusterPlan, now: float) -> 
 
 def _is_held(view: View, node: str) -> bool:
     return node in view.nodes and view.nodes[node].held
+
+
+def _is_given_up(view: View, node: str) -> bool:
+    """It stays so until it has reported again: what its last report says is of before."""
+    return node in view.node_plans and view.node_plans[node].lost
 
 
 def _has_singleton(plan: NodePlan) -> bool:
@@ -335,7 +340,7 @@ def _is_expected(view: View, node: str) -> bool:
 
 def _suspects(view: View, gone: Mapping[str, float]) -> dict[str, float]:
     """Silent nodes that are not given up yet; one that never had a plan has nothing to lose."""
-    return {node: since for node, since in gone.items() if node in view.node_plans and not view.node_plans[node].lost}
+    return {node: since for node, since in gone.items() if node in view.node_plans and not _is_given_up(view, node)}
 
 
 def _availability(settings: NodeSettings, now: float) -> tuple[Condition, str]:

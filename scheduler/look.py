@@ -141,7 +141,8 @@ def _tenancy(
     for assignment in plan.replicas:
         hash = _hash(assignment, plans.get(assignment.service))
         complete = complete and bool(hash)
-        replica = _replica(assignment, node, condition, hash, reports.get(assignment.id), sighting)
+        away = plan.lost and condition is Condition.LOST
+        replica = _replica(assignment, node, condition, hash, reports.get(assignment.id), sighting, away=away)
         replicas.setdefault(assignment.service, []).append(replica)
     same = before.replicas if before else {}
     kept = {service: same[service] if same.get(service) == found else found for service, found in replicas.items()}
@@ -160,6 +161,8 @@ def _replica(
     hash: str,
     report: ReplicaReport | None,
     sighting: Sighting | None,
+    *,
+    away: bool,
 ) -> Replica:
     standing = sighting.standing.get(assignment.id) if sighting else None
     return Replica(
@@ -170,6 +173,7 @@ def _replica(
         report,
         ready=standing is not None and standing.ready and condition is not Condition.GONE,
         since=standing.since if standing else assignment.placed,
+        away=away,
     )
 
 

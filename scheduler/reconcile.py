@@ -322,13 +322,13 @@ class _Round:
         plans: dict[str, NodePlan] = {}
         for name, host in self._hosts.by_name.items():
             before = view.node_plans.get(name)
-            if host.condition is Condition.LOST:
-                if before is not None and host.reported:
-                    plans[name] = NodePlan(node=name, lost=True)
-            elif before is not None and name not in stale:
+            lost = host.condition is Condition.LOST
+            if lost and (before is None or not host.reported):
+                continue
+            if before is not None and name not in stale and before.lost == lost:
                 plans[name] = before
             elif before is not None or host.condition is not Condition.GONE:
-                plans[name] = self._node_plan(name, before, assigned.get(name, ()))
+                plans[name] = self._node_plan(name, before, assigned.get(name, ()), lost=lost)
         return plans
 
     def _stale_nodes(self) -> set[str]:
@@ -340,7 +340,7 @@ class _Round:
         return stale
 
     def _node_plan(
-        self, node: str, before: NodePlan | None, assigned: Iterable[tuple[Assignment, ServicePlan]]
+        self, node: str, before: NodePlan | None, assigned: Iterable[tuple[Assignment, ServicePlan]], *, lost: bool
     ) -> NodePlan:
         replicas: list[Assignment] = []
         specs: dict[str, dict[str, Any]] = {}
@@ -358,7 +358,7 @@ class _Round:
                 if spec is not None:
                     specs[key] = spec
         replicas.sort(key=lambda one: (one.service, str(one.slot), one.id))
-        return NodePlan(node=node, replicas=replicas, specs=specs)
+        return NodePlan(node=node, lost=lost, replicas=replicas, specs=specs)
 
 
 def _is_of(node: Node, host: Host) -> bool:

@@ -313,7 +313,8 @@ class ServiceSpec(Part):
     singleton: bool = False
     """True: never two at once, even across a partition."""
     on_return: Literal["keep-new", "keep-old"] = "keep-new"
-    """When a lost node comes back with a replica that was replaced: which of the two stays."""
+    """When a lost node comes back with a replica that was replaced: which of the two stays. `keep-old`: the old one, if
+    it is still ready when its node reports again. A singleton's new one stays always."""
     traffic: Traffic = Traffic()
     """How requests are spread, repeated and limited."""
     scale: Scale | None = None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from mesh.model import Release, Rollout, RolloutState, ServicePlan, Slot
+from mesh.model import Release, Rollout, RolloutState, ServicePlan, Slot, Want
 from mesh.scheduler import backoff, releases
 from mesh.scheduler.blueprint import Blueprint, blueprint_of, blueprint_or_none
 from mesh.scheduler.classify import Buckets, Replica, Seat
@@ -48,6 +48,7 @@ class ServiceDecision(Decision):
         moves.stop.update(self._retired(seats, surplus))
         if self._newest.spec.kind == "service":
             moves.stop.update(self.overdue(buckets))
+        self._await_return(buckets, seats)
         for seat in buckets.seats.values():
             self.carry_out((*seat.live, *seat.suspect, *seat.stopping), moves.stop, self._leaving)
         self._forget_old_failures(blueprint)
@@ -152,6 +153,20 @@ class ServiceDecision(Decision):
                 cause = f"drain of {seat.slot}" if drained else f"{seat.slot} is not eligible"
                 stop.update(retire([seat], seats, cause, all_at_once=True).stop)
         return stop
+
+    def _await_return(self, buckets: Buckets, seats: Sequence[Seat]) -> None:
+        """Keeps the plan of replicas whose node was given up, where the old copy is wanted when it returns.
+
+        A singleton's has stopped itself meanwhile.
+        """
+        spec = self._newest.spec
+        if spec.on_return == "keep-new" or spec.singleton:
+            return
+        wanted = {seat.slot for seat in seats}
+        for replica in (*buckets.lost, *buckets.away):
+            runs = replica.assignment.want is Want.RUN and not replica.state.ended
+            if runs and (replica.slot in wanted or spec.kind == "global"):
+                self.keep(replica.node, replica.assignment)
 
     def _size_cause(self) -> str:
         """What says how many replicas there should be."""

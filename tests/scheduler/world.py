@@ -459,7 +459,7 @@ class World:
             for assignment in plan.replicas:
                 assert assignment.id not in ids, f"{assignment.id} is planned twice\n{self.story()}"
                 ids.add(assignment.id)
-                if assignment.want is Want.RUN:
+                if assignment.want is Want.RUN and not plan.lost:
                     slots[assignment.service, assignment.slot, assignment.run].append(assignment)
         for (service, slot, _), assignments in slots.items():
             assert len(assignments) <= 2, f"{service} slot {slot} has {len(assignments)} replicas\n{self.story()}"
