@@ -1,7 +1,8 @@
 """One place for a worker: kept filled, whatever ends its process, and handed on without a gap.
 
 A successor is born with the sockets of the place (`sockets.py`), gets the Table, and serves beside its predecessor;
-only then is that told to drain. A process that ends by itself is followed at once, by one that finds the same sockets.
+only then is that told to drain. A process that ends by itself is followed at once, by one that finds the same sockets,
+and where workers share the work by one that stood by (`newcomer.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import msgspec
 
 from mesh import __version__
 from mesh.aio import Backoff, Tasks
-from mesh.dataplane import sockets
 from mesh.dataplane.feed import Link
 from mesh.dataplane.frames import Quit
-from mesh.dataplane.worker import Arguments, DnsArguments, command, kind_of
+from mesh.dataplane.newcomer import Newcomers
+from mesh.dataplane.sockets import Shelf
+from mesh.dataplane.worker import Arguments, DnsArguments, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,6 @@ GRACE = 5.0
 """Seconds a worker has to end, beyond the time it was given for open work."""
 STEADY = 1.0
 """A process that lived for that long is followed at once, another after a wait that grows."""
-
-_SMALL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
-"""mallopt(3): memory for a snapshot of the Table goes back to the system when it has been read."""
-
-_SECRETS = ("CONSUL_HTTP_TOKEN", "MESH_ADMIN_TOKEN")
 
 
 class Process:
@@ -130,8 +127,8 @@ class Slot:
         arguments: Arguments,
         number: int,
         *,
-        shelf: sockets.Shelf,
-        inherit: tuple[int, ...],
+        shelf: Shelf,
+        newcomers: Newcomers,
         table: asyncio.Event,
         drain: float,
         on_change: Callable[[], None],
@@ -143,11 +140,10 @@ class Slot:
         self.name = f"{self.kind}-{number}"
         self.problem = ""
         self.restarts = 0
-        self._socket = folder / "feed.sock"
         self._pid_file = folder / f"{self.name}.pid"
         self._arguments = arguments
         self._shelf = shelf
-        self._inherit = inherit
+        self._newcomers = newcomers
         self._table = table
         self._drain = drain
         self._on_change = on_change
@@ -200,7 +196,7 @@ class Slot:
             await self._welcome(self._process)
         while True:
             if self._process is None:
-                self._process = self._start()
+                self._process = self._start(at_once=True)
                 self._say("")
             process = self._process
             await self._hold(process)
@@ -252,7 +248,7 @@ class Slot:
 
     async def _replace(self, old: Process) -> bool:
         await self._table.wait()  # without one a successor could not serve as the old one does
-        successor = self._successor = self._start()
+        successor = self._successor = self._start(at_once=False)
         await successor.until(lambda: successor.link or successor.ended.is_set(), START)
         if successor.link is not None:
             await asyncio.wait([asyncio.ensure_future(successor.link.ready.wait())], timeout=START)
@@ -276,21 +272,8 @@ class Slot:
         self._leaving.add(process)
         self._goodbyes.spawn(see_off(), f"the end of process {process.pid}")
 
-    def _start(self) -> Process:
-        kept = self._shelf.of(self.name)
-        told = sockets.bequeath(kept)
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        environment |= _SMALL | {"MESH_LOG_LEVEL": logging.getLevelName(log.getEffectiveLevel())}
-        try:
-            child = subprocess.Popen(
-                command(self._arguments, self.number, self._socket),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is the supervisor's business
-                env=environment | {sockets.VARIABLE: str(told)},
-                pass_fds=(*self._inherit, told, *kept.values()),
-            )
-        finally:
-            os.close(told)
+    def _start(self, *, at_once: bool) -> Process:
+        child = self._newcomers.fill(self.number, self._shelf.of(self.name), at_once=at_once)
         self._pid_file.write_text(str(child.pid))
         log.info("worker %s: started as process %d", self.name, child.pid)
         return Process(child.pid, child)

@@ -19,8 +19,6 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "MESH_SOCKETS"
-"""Tells a worker which of its descriptors names those that it was born with."""
 BATCH = 200
 """Descriptors in one message; the kernel allows 253."""
 _MESSAGE = 64 * 1024
@@ -166,20 +164,3 @@ class Shelf:
         for kept in self._kept.values():
             for place in [*kept]:
                 self._drop(kept, place)
-
-
-def bequeath(sockets: Mapping[str, int]) -> int:
-    """A descriptor to read `inherited` from, for a process that gets it, and these, with `pass_fds`."""
-    descriptor = os.memfd_create("sockets")
-    os.write(descriptor, msgspec.json.encode(sockets))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
-def inherited() -> dict[str, int]:
-    """The sockets that this process was born with, by their places."""
-    variable = os.environ.pop(VARIABLE, None)
-    if variable is None:
-        return {}
-    with open(int(variable), "rb") as file:
-        return msgspec.json.decode(file.read(), type=dict[str, int])

@@ -1,4 +1,4 @@
-"""One data-plane process: `python -m mesh.dataplane.worker dns|proxy NUMBER SOCKET ARGUMENTS`.
+"""One data-plane process: `python -m mesh.dataplane.worker dns|proxy DESCRIPTOR SOCKET ARGUMENTS`.
 
 Kept small on purpose: it imports what serving needs and nothing else. It ends when its supervisor says so,
 and serves on with the last Table while the supervisor is away. Told to end by a signal, it first lets its supervisor
@@ -26,8 +26,9 @@ from mesh.aio import Backoff, Tasks
 from mesh.dataplane.follower import Follower
 from mesh.dataplane.frames import Hello, Quit
 from mesh.dataplane.load import PortLoad
+from mesh.dataplane.newcomer import Place, hear_of_place
 from mesh.dataplane.plane import DataPlane
-from mesh.dataplane.sockets import Offers, inherited
+from mesh.dataplane.sockets import Offers
 from mesh.metrics import Family
 from mesh.table import Table, TableDelta
 
@@ -65,10 +66,10 @@ def kind_of(arguments: Arguments) -> str:
     return "dns" if isinstance(arguments, DnsArguments) else "proxy"
 
 
-def command(arguments: Arguments, number: int, socket: Path) -> list[str]:
-    """What starts a worker."""
+def command(arguments: Arguments, socket: Path, descriptor: int) -> list[str]:
+    """What starts a worker that hears of its place on `descriptor`."""
     told = msgspec.json.encode(arguments).decode()
-    return [sys.executable, "-P", "-m", "mesh.dataplane.worker", kind_of(arguments), str(number), str(socket), told]
+    return [sys.executable, "-P", "-m", "mesh.dataplane.worker", kind_of(arguments), str(descriptor), str(socket), told]
 
 
 def write_secret(folder: Path) -> None:
@@ -184,27 +185,23 @@ class _Serving:
             await backoff.sleep()
 
 
-async def serve(arguments: Arguments, number: int, socket: Path) -> None:
+async def serve(plane: DataPlane, arguments: Arguments, place: Place, socket: Path) -> None:
     """Runs until told to quit."""
     kind = kind_of(arguments)
-    plane = build(arguments, read_secret(socket.parent))
-    sockets = inherited()
-    plane.adopt(sockets)
-    serving = _Serving(plane, kind, Offers(socket.parent / SOCKETS, f"{kind}-{number}", sockets))
-    hello = Hello(kind, number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
+    plane.adopt(place.sockets)
+    serving = _Serving(plane, kind, Offers(socket.parent / SOCKETS, f"{kind}-{place.number}", place.sockets))
+    hello = Hello(kind, place.number, os.getpid(), __version__, msgspec.json.encode(arguments).decode())
     follower = Follower(socket, hello, serving, packed=kind == "dns")
     plane.tell_waiting(follower.tell_waiting)
     signalled = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, signalled.set)
-    gc.collect()
-    gc.freeze()
     following = asyncio.create_task(follower.run(survive=arguments.survive), name="follow")
     told = asyncio.create_task(signalled.wait(), name="signal")
     over: set[asyncio.Future[Any]] = {following, follower.leaving}
     await asyncio.wait({*over, told}, return_when=asyncio.FIRST_COMPLETED)
     if told.done() and follower.ask_to_leave():
-        log.info("%s-%d: told to end", kind, number)
+        log.info("%s-%d: told to end", kind, place.number)
         await asyncio.wait(over, timeout=SUCCESSION, return_when=asyncio.FIRST_COMPLETED)
     goodbye = follower.leaving.result() if follower.leaving.done() else Quit(drain=DRAIN)
     await serving.close(goodbye.drain, successor=goodbye.successor)
@@ -216,10 +213,15 @@ async def serve(arguments: Arguments, number: int, socket: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    _, number, socket, told = argv
+    _, descriptor, socket, told = argv
     level = os.environ.get("MESH_LOG_LEVEL", "INFO")  # the supervisor's
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
-    uvloop.run(serve(msgspec.json.decode(told, type=Arguments), int(number), Path(socket)))
+    arguments = msgspec.json.decode(told, type=Arguments)
+    plane = build(arguments, read_secret(Path(socket).parent))
+    gc.collect()
+    gc.freeze()
+    if place := hear_of_place(int(descriptor)):
+        uvloop.run(serve(plane, arguments, place, Path(socket)))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ import errno
 import logging
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.dataplane.feed import Feed, Link
 from mesh.dataplane.frames import Quit
 from mesh.dataplane.load import LoadReport
+from mesh.dataplane.newcomer import Newcomers
 from mesh.dataplane.slot import GRACE, Slot, running
 from mesh.dataplane.sockets import Shelf
 from mesh.dataplane.waiting import WaitingReport
-from mesh.dataplane.worker import DRAIN, SOCKETS, Arguments, kind_of, write_secret
+from mesh.dataplane.worker import DRAIN, SOCKETS, Arguments, command, kind_of, write_secret
 from mesh.metrics import Family, Sample
 from mesh.table import Table
 
@@ -46,12 +48,17 @@ class Workers:
         self.news = Signal()
         """Set when `problems` may have changed."""
         self._problem = ""
-        self._feed = Feed(folder / "feed.sock", on_hello=self._hello, on_change=self._changed)
+        way = folder / "feed.sock"
+        self._feed = Feed(way, on_hello=self._hello, on_change=self._changed)
         self._shelf = Shelf(folder / SOCKETS, self._is_ours)
+        self._newcomers = {
+            arguments: Newcomers(partial(command, arguments, way), inherit, stand_by=wanted.count(arguments) > 1)
+            for arguments in wanted
+        }
         kinds = [kind_of(arguments) for arguments in wanted]
         self._slots = [
-            Slot(folder, arguments, kinds[: place + 1].count(kinds[place]), shelf=self._shelf, inherit=tuple(inherit),
-                 table=self._feed.has_table, drain=drain, on_change=self.news.set)
+            Slot(folder, arguments, kinds[: place + 1].count(kinds[place]), shelf=self._shelf,
+                 newcomers=self._newcomers[arguments], table=self._feed.has_table, drain=drain, on_change=self.news.set)
             for place, arguments in enumerate(wanted)
         ]  # fmt: skip
         self._replacing = asyncio.Lock()
@@ -69,6 +76,8 @@ class Workers:
             slot.find_orphan()
         self._shelf.start()
         await self._feed.start()
+        for newcomers in self._newcomers.values():
+            newcomers.stand_by_soon()
         self._tasks.spawn(self._run(alone=not found), "workers")
 
     async def _run(self, *, alone: bool) -> None:
@@ -114,6 +123,7 @@ class Workers:
         """Puts new processes in all places, one after the other, without a gap; the names of those that did not come
         up, where the old process goes on."""
         async with self._replacing:
+            self._dismiss_newcomers()  # theirs is the program as it was
             return [slot.name for slot in self._slots if not await slot.replace()]
 
     def replace_soon(self) -> None:
@@ -163,11 +173,16 @@ class Workers:
         """Ends the workers, whose open work has `drain` seconds to end; with `linger` seconds they go on serving that
         long, for a supervisor that comes back."""
         await self._tasks.close()
+        self._dismiss_newcomers()
         goodbye = Quit(linger, drain)
         await self._feed.dismiss(goodbye)
         await asyncio.gather(*(slot.end(goodbye) for slot in self._slots))
         await self._feed.close()
         self._shelf.close()
+
+    def _dismiss_newcomers(self) -> None:
+        for newcomers in self._newcomers.values():
+            newcomers.dismiss()
 
     def _changed(self) -> None:
         self.news.set()

@@ -87,6 +87,7 @@ class Supervisors:
         """As by `kill -9`, as far as its workers can tell: the connections break, and nobody says a word."""
         self._workers.remove(workers)
         await workers._tasks.close()
+        workers._dismiss_newcomers()
         await workers._feed.close()
 
     async def close(self) -> None:
