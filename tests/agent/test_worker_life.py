@@ -273,7 +273,7 @@ async def test_a_response_under_way_comes_whole_and_an_idle_client_has_one_more_
     world.hold.set()
     assert await reader.readexactly(4) == b"here", "from the process that was replaced"
     idle_writer.write(REQUEST)
-    while b"Connection: close" not in await idle_reader.readuntil(b"\r\n\r\n"):  # it has not heard yet that it is to end
+    while b"Connection: close" not in await idle_reader.readuntil(b"\r\n\r\n"):  # has not heard yet that it is to end
         assert await idle_reader.readexactly(4) == b"here"
         idle_writer.write(REQUEST)
     assert await idle_reader.read() == b"here"
