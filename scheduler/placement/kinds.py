@@ -17,7 +17,8 @@ from mesh.scheduler.placement.cluster import Cluster, Floats, Ints, Mask, per_un
 from mesh.scheduler.placement.scores import NEVER
 from mesh.scheduler.placement.worth import Worth
 
-_ZERO = np.array(0)
+# as arrays without dimensions numbers cost a calculation half as much
+_ZERO_0D, _NEVER_0D = np.array(0), np.array(NEVER)
 
 FEW = 8
 """Nodes that are looked at one by one: for more of them arrays are faster."""
@@ -90,9 +91,10 @@ class Shape:
         else:
             keys = (scores.pack_keys if self.packing else scores.spread_keys)(cpu_share, memory_share)
         if self._cpu and self._memory:
-            keys[np.bitwise_or(cpu, memory, out=cpu) < _ZERO] = NEVER  # the sign of either
+            cpu |= memory  # the sign of either
+            keys[cpu < _ZERO_0D] = _NEVER_0D
         elif self._cpu or self._memory:
-            keys[(cpu if self._cpu else memory) < _ZERO] = NEVER
+            keys[(cpu if self._cpu else memory) < _ZERO_0D] = _NEVER_0D
         if self._unasked:
             keys |= scores.spared_resources(np.sum([free[nodes] > 0 for free in self._unasked], axis=0))
         for free, amount in self._others:

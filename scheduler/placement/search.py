@@ -48,8 +48,8 @@ def lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
     view = keys.data
     (tier,) = terms.tiers
     lanes = tier.groups.lanes
-    ladders = [iter(ladder) for ladder in tier.levels(np.arange(len(lanes))[:, None], np.arange(count + 1)).tolist()]
-    levels: list[float] = [next(ladder) for ladder in ladders]
+    levels = [tier.level(group, 0) for group in range(len(lanes))]
+    more = [0] * len(lanes)
     heads: dict[int, tuple[int, int]] = {}  # of groups that have been looked at
     chosen: list[int] = []
     while len(chosen) < count:
@@ -63,7 +63,8 @@ def lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
         own = terms.own_on(node) + chosen.count(node)
         key = view[node] = NEVER if own == terms.max_per_node else _key_of(kind, terms, node, own)
         group = int(tier.groups.of[node])
-        levels[group] = next(ladders[group])
+        more[group] += 1
+        levels[group] = tier.level(group, more[group])
         if kind.fills and key < NEVER:
             heads[group] = key, node
         else:
@@ -75,10 +76,11 @@ def _lowest(
     keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int]]
 ) -> tuple[int, int]:
     """The best key and its node in the lowest level that has any that will do."""
-    ordered = sorted(set(levels))
-    if len(ordered) == 1 and not heads:
-        return _head(keys)
-    for level in ordered:
+    different = set(levels)
+    if len(different) == 1 and not heads:
+        node = int(keys.argmin())
+        return int(keys[node]), node
+    for level in sorted(different):
         groups = [group for group, other in enumerate(levels) if other == level]
         for group in groups:
             if group not in heads:
@@ -89,11 +91,8 @@ def _lowest(
     return best
 
 
-def _head(keys: Ints, lane: Ints | None = None) -> tuple[int, int]:
-    """The least key of all nodes, or of those in a lane, and whose it is."""
-    if lane is None:
-        node = int(keys.argmin())
-        return int(keys[node]), node
+def _head(keys: Ints, lane: Ints) -> tuple[int, int]:
+    """The least key in a lane, and whose it is."""
     keys = keys[lane]
     at = int(keys.argmin())
     return int(keys[at]), int(lane[at])

@@ -37,6 +37,12 @@ class Tier:
         missing = self.groups.missing
         return level if missing is None else level + missing[group] * 1e15
 
+    def level(self, group: int, rank: int) -> float:
+        """The same for one group."""
+        if self.shares is None and self.groups.missing is None:
+            return int(self.counts[group]) + rank
+        return float(self.levels(np.array([group]), rank)[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Cap:
