@@ -64,6 +64,7 @@ class Sources:
     table: Callable[[], Table | None] | None = None
     replicas: Replicas | None = None
     status: Callable[[], object] | None = None  # the scheduler's
+    autoscale: Callable[[str], object] | None = None  # of the scheduler: a service's; None: nothing is known of it
     load: Callable[[], Awaitable[LoadReport]] | None = None  # of the proxy
     waiting: Callable[[int | None, float], Awaitable[WaitingReport]] | None = None  # since a version; for seconds
     usage: Callable[[Collection[str]], Awaitable[dict[str, ReplicaUsage]]] | None = None  # of these services' replicas
@@ -120,6 +121,8 @@ class Admin:
             app.router.add_get("/v1/waiting", self._waiting)
         if self._sources.status:
             app.router.add_get("/v1/status", self._status)
+        if self._sources.autoscale:
+            app.router.add_get("/v1/autoscale/{service}", self._autoscale)
         if self._sources.replicas:
             app.router.add_get("/v1/replicas", self._replicas)
             app.router.add_get("/v1/replicas/{id}/logs", self._logs)
@@ -205,6 +208,13 @@ class Admin:
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self._sources.status() if self._sources.status else None)
+
+    async def _autoscale(self, request: web.Request) -> web.Response:
+        service = request.match_info["service"]
+        told = self._sources.autoscale(service) if self._sources.autoscale else None
+        if told is None:
+            raise web.HTTPNotFound(text=f"this scheduler does not lead, or {service!r} does not follow its load\n")
+        return _json(told)
 
     async def _replicas(self, _: web.Request) -> web.Response:
         return _json(self._agent.list())

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -28,6 +29,9 @@ from mesh.metrics import Family
 from mesh.settings import AgentSettings, DnsSettings, ProxySettings, SchedulerSettings
 from mesh.startup import StartError, locked
 from mesh.store import StoreError
+
+if TYPE_CHECKING:
+    from mesh.leader import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +159,25 @@ async def _scheduler(settings: SchedulerSettings, stop: Stop) -> None:
     store = ConsulStore(settings.store)
     scheduler = Scheduler(store, Keys(settings.store.root), settings)
 
-    async def metrics() -> list[Family]:
-        return scheduler.metrics()
-
-    admin = Admin(settings.admin_listen, Sources(waiting_for=list, metrics=metrics, status=scheduler.status))
+    admin = scheduler_admin(scheduler, settings.admin_listen)
     try:
         await admin.start()
         settle()
-        await until_stopped(scheduler.run(), stop)
+        await until_stopped(scheduler.run(admin.address), stop)
     finally:
         await admin.close()
         await store.close()
+
+
+def scheduler_admin(scheduler: Scheduler, listen: str) -> Admin:
+    """The admin HTTP of a scheduler."""
+
+    async def metrics() -> list[Family]:
+        return scheduler.metrics()
+
+    return Admin(
+        listen, Sources(waiting_for=list, metrics=metrics, status=scheduler.status, autoscale=scheduler.explain)
+    )
 
 
 # ── dns and proxy from a file ────────────────────────────────────────────────────────────────

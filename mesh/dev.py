@@ -26,7 +26,7 @@ from mesh import console
 from mesh.agent import vip_route
 from mesh.agent.localise import Network, loopback_range
 from mesh.agent.node import Node, choose_runtime
-from mesh.daemon import Stop, run_process, settle
+from mesh.daemon import Stop, run_process, scheduler_admin, settle
 from mesh.dataplane.workers import orphans, refused_addresses
 from mesh.keys import Keys
 from mesh.leader import Scheduler
@@ -82,13 +82,15 @@ async def _live(settings: DevSettings, node: Node, store: Store, stop: Stop, beg
     """Runs scheduler and node until told to stop; then leaves nothing of them."""
     keys = Keys(node.settings.store.root)
     scheduler = Scheduler(store, keys, SchedulerSettings(store=node.settings.store, name=node.settings.node))
+    admin = scheduler_admin(scheduler, "127.0.0.1:0")
     information = settings.state / "dev.json"
     try:
         await node.start()
+        await admin.start()
         _write_info(information, node)
         settle()
         async with asyncio.TaskGroup() as group:
-            deciding = group.create_task(scheduler.run(), name="scheduler")
+            deciding = group.create_task(scheduler.run(admin.address), name="scheduler")
             acting = group.create_task(node.run(), name="agent")
             greeting = group.create_task(_greet(node, begun), name="greeting")
             await stop.wait()
@@ -96,6 +98,7 @@ async def _live(settings: DevSettings, node: Node, store: Store, stop: Stop, beg
             for task in (deciding, acting, greeting):
                 task.cancel()
     finally:
+        await admin.close()
         await _leave(node, store, keys)
         information.unlink(missing_ok=True)
         (settings.state / "runtime").unlink(missing_ok=True)

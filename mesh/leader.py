@@ -12,22 +12,25 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from mesh.aio import Backoff, Signal, Tasks
+from mesh.autoscaling.live import Autoscaling
+from mesh.autoscaling.telling import AutoscaleCounters, Explanation, autoscale_families
 from mesh.keys import Keys
 from mesh.metrics import Family, Sample
-from mesh.model import ClusterPlan, NodePlan, ServicePlan
+from mesh.model import Leader, ServicePlan
 from mesh.probing import Prober
 from mesh.scheduler.hosts import Hearing, Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
 from mesh.settings import SchedulerSettings
-from mesh.store import MAX_TXN_OPS, Entry, Listing, Op, Store, StoreError, lease
-from mesh.view import View, ViewReader, encode_document
+from mesh.store import Entry, Listing, Op, Store, StoreError, lease
+from mesh.transactions import transactions
+from mesh.view import View, ViewReader, encode_document, leader_of
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,6 @@ FULL_LOOK = 45.0
 
 MISS_INTERVAL = 0.2
 """Seconds between two looks at whether the leader is still heard."""
-
-MAX_TXN_BYTES = 350 * 1024
-"""Of values in one transaction: Consul takes 512 KiB of JSON, in which they travel as base64."""
 
 
 class SteadyClock:
@@ -63,13 +63,6 @@ class Counters:
     writes: int = 0
     conflicts: int = 0
     terms: int = 0
-
-
-class Leader(msgspec.Struct, frozen=True):
-    """The value of the lock's key: who holds it."""
-
-    name: str = ""
-    process: str = ""  # `host:pid`
 
 
 class SchedulerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,26 +93,31 @@ class Scheduler:
         self._clock = clock or SteadyClock()
         self._new_id = new_id or (lambda: os.urandom(2).hex())
         self._counters = Counters()
+        self._autoscale_counters = AutoscaleCounters()
         self._term: _Term | None = None
         self._leader: Entry | None = None
         self._process = f"{socket.gethostname()}:{os.getpid()}"
         self._prober = Prober(f"@{self._process}", clock=self._clock)
 
-    async def run(self) -> None:
-        """Waits for the lead, leads until it is lost, and begins again. All the while it probes the nodes."""
+    async def run(self, admin: str = "") -> None:
+        """Waits for the lead, leads until it is lost, and begins again. All the while it probes the nodes.
+
+        Args:
+            admin: base URL of its admin HTTP, for those who look for the leader.
+        """
         tasks = Tasks()
         tasks.spawn(self._prober.run(), "probes")
         tasks.spawn(self._follow_nodes(), "nodes")
         tasks.spawn(self._miss_leader(), "leader")
         try:
-            await self._contend()
+            await self._contend(admin)
         finally:
             await tasks.close()
             await self._prober.close()
 
-    async def _contend(self) -> None:
+    async def _contend(self, admin: str) -> None:
         who = f"mesh-scheduler {self._settings.name} {self._process}"
-        value = msgspec.json.encode(Leader(self._settings.name, self._process))
+        value = encode_document(Leader(name=self._settings.name, process=self._process, admin=admin))
         backoff = Backoff(1.0, 30.0)
         while True:
             async with lease.held(self._store, self._keys.leader, value, who, self._settings.session_ttl) as lock:
@@ -140,7 +138,7 @@ class Scheduler:
                 entries[prefix] = change.entries
                 view = reader.read({key: entry for part in entries.values() for key, entry in part.items()})
                 self._leader = entries.get(keys.leader, {}).get(keys.leader)
-                who = _decoded_leader(self._leader).process
+                who = leader_of(self._leader).process
                 nodes = {name: seen.report.probe for name, seen in view.nodes.items()}
                 self._prober.follow(nodes, view.config.failure_detection, f"@{who}" if who != self._process else "")
 
@@ -171,7 +169,10 @@ class Scheduler:
         """Leads until the lock is lost; False if it failed, and another may fare better."""
         log.info("leads name=%s", self._settings.name)
         self._counters.terms += 1
-        self._term = _Term(self._store, self._keys, lock, self._counters, self._clock, self._new_id, self._prober)
+        autoscaling = Autoscaling(self._clock, self._autoscale_counters)
+        self._term = _Term(
+            self._store, self._keys, lock, self._counters, self._clock, self._new_id, self._prober, autoscaling
+        )
         try:
             await self._term.serve()
         except Exception:
@@ -197,6 +198,10 @@ class Scheduler:
             problems=[*term.problems, *term.outcome.faults],
         )
 
+    def explain(self, service: str) -> Explanation | None:
+        """What its autoscaler says of a service; None if it does not lead, or the service does not follow its load."""
+        return self._term.autoscaling.explain(service) if self._term else None
+
     def metrics(self) -> list[Family]:
         counters, term = self._counters, self._term
         outcome = term.outcome if term else Outcome()
@@ -209,14 +214,8 @@ class Scheduler:
             _counter("mesh_scheduler_reconcile_seconds", "Time spent deciding.", counters.seconds),
             _counter("mesh_scheduler_writes", "Documents written or removed.", counters.writes),
             _counter("mesh_scheduler_conflicts", "Transactions refused: somebody else was faster.", counters.conflicts),
+            *autoscale_families(self._autoscale_counters),
         ]
-
-
-def _decoded_leader(entry: Entry | None) -> Leader:
-    try:
-        return msgspec.json.decode(entry.value, type=Leader) if entry else Leader()
-    except msgspec.DecodeError:
-        return Leader()
 
 
 def _gauge(name: str, text: str, value: float) -> Family:
@@ -239,6 +238,7 @@ class _Term:
         clock: Callable[[], float],
         new_id: Callable[[], str],
         prober: Prober,
+        autoscaling: Autoscaling,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -247,6 +247,7 @@ class _Term:
         self._clock = clock
         self._new_id = new_id
         self._prober = prober
+        self.autoscaling = autoscaling
         self._reader = ViewReader(keys)
         self._changed = Signal()
         self._read: dict[str, Listing] = {}
@@ -261,6 +262,7 @@ class _Term:
             for prefix in (self._keys.desired, self._keys.observed_nodes):
                 tasks.spawn(self._watch(prefix), f"watch {prefix}")
             tasks.spawn(self._hear(), "hear")
+            tasks.spawn(self.autoscaling.run(self._changed.set), "autoscaling")
             leading = tasks.spawn(self._lead(), "lead")
             lost = tasks.spawn(self._lock.lost(), "lock lost")
             await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -317,10 +319,11 @@ class _Term:
 
     async def _look(self) -> bool:
         """Reconciles once and writes what changed; False if a write was refused."""
-        view = self._view()
+        view = self.autoscaling.overlaid(self._view())
         started = time.perf_counter()
         hearing = Hearing(self._prober.sights, self._prober.pace)
         outcome = reconcile(view, self._clock(), self._new_id, self._memory, hearing=hearing, keys=self._keys)
+        outcome = self.autoscaling.added_to(outcome, view)
         self._counters.reconciles += 1
         self._counters.seconds += time.perf_counter() - started
         self._warn(view, outcome)
@@ -363,39 +366,3 @@ def _tell(before: ServicePlan | None, plan: ServicePlan) -> None:
     for event in plan.events:
         if event not in known:
             log.info("service=%s %s%s", plan.service, event.text, f" cause={event.cause!r}" if event.cause else "")
-
-
-def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]:
-    """The writes, each guarded by what was read, in as few transactions as the store allows.
-
-    Services come before nodes: a node's plan names releases that must be known when it is read again.
-    A document that no transaction can hold stays unwritten; the core bounds them, so this is a mistake of ours.
-    """
-    ops = [
-        *(_write(keys.service_plan(name), plan, view) for name, plan in sorted(outcome.services.items())),
-        *(_write(keys.node_plan(name), plan, view) for name, plan in sorted(outcome.nodes.items())),
-        *(_remove(keys.node_plan(name), view) for name in sorted(outcome.removed_nodes)),
-        *(_remove(keys.service_plan(name), view) for name in sorted(outcome.removed_services)),
-        *([_write(keys.cluster, outcome.cluster, view)] if outcome.cluster else []),
-    ]
-    batch: list[Op] = []
-    size = 0
-    for op in ops:
-        if len(op.value) > MAX_TXN_BYTES:
-            log.error("%s has %d bytes, more than one write may have: it stays as it is", op.key, len(op.value))
-            continue
-        if batch and (len(batch) == MAX_TXN_OPS - 1 or size + len(op.value) > MAX_TXN_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(op)
-        size += len(op.value)
-    if batch:
-        yield batch
-
-
-def _write(key: str, plan: ServicePlan | NodePlan | ClusterPlan, view: View) -> Op:
-    return Op("cas", key, encode_document(plan), index=view.plan_indexes.get(key, 0))
-
-
-def _remove(key: str, view: View) -> Op:
-    return Op("delete-cas", key, index=view.plan_indexes[key])

@@ -91,6 +91,17 @@ class Event(Document, frozen=True, kw_only=True):
     cause: str = ""  # what led to it: `spec@41`, `web-1-6f3a failed`, …
 
 
+# ── planned/leader ───────────────────────────────────────────────────────────────────────────
+
+
+class Leader(Document, frozen=True, kw_only=True):
+    """The value of the lock's key: which scheduler holds it."""
+
+    name: str = ""
+    process: str = ""  # `host:pid`
+    admin: str = ""  # base URL of its admin HTTP
+
+
 # ── planned/nodes/<node> ─────────────────────────────────────────────────────────────────────
 
 

@@ -6,8 +6,9 @@ says which key and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -84,26 +85,36 @@ _T = TypeVar("_T")
 
 
 class _Decoded(Generic[_T]):
-    """The decoded values under one prefix; a value is decoded again only when its entry changed."""
+    """The decoded values of one folder of keys; a value is decoded again only when its entry changed."""
 
-    def __init__(self, prefix: str, decode: Callable[[str, Entry], _T], only: str | None = None) -> None:
-        self._prefix = prefix
+    def __init__(self, folder: str, decode: Callable[[str, Entry], _T], only: str | None = None) -> None:
+        """`folder` ends with a slash; `only`: of all the keys there, this one."""
+        self._folder = folder
         self._only = only
         self._decode = decode
+        self._entries: Mapping[str, Entry] = {}
         self._read: dict[str, tuple[int, str | None, _T | None, str]] = {}
+        self._values: dict[str, _T] = {}
+        self._problems: list[str] = []
+        self._unreadable: set[str] = set()
 
-    def update(self, entries: Mapping[str, Entry], problems: list[str], unreadable: set[str]) -> dict[str, _T]:
-        start = len(self._prefix)
+    def update(
+        self, folders: Mapping[str, Mapping[str, Entry]], problems: list[str], unreadable: set[str]
+    ) -> dict[str, _T]:
+        entries = folders.get(self._folder, {})
         if self._only is not None:
-            entry = entries.get(self._prefix + self._only)
-            present = {self._only: entry} if entry else {}
-        else:
-            present = {key[start:]: entry for key, entry in entries.items()
-                       if key.startswith(self._prefix) and len(key) > start}  # fmt: skip
-        for name in self._read.keys() - present.keys():
+            entries = {self._only: entries[self._only]} if self._only in entries else {}
+        if entries is not self._entries:
+            self._entries = entries
+            self._update(entries)
+        problems += self._problems
+        unreadable |= self._unreadable
+        return self._values
+
+    def _update(self, entries: Mapping[str, Entry]) -> None:
+        for name in self._read.keys() - entries.keys():
             del self._read[name]
-        values: dict[str, _T] = {}
-        for name, entry in present.items():
+        for name, entry in entries.items():
             index, session, value, problem = self._read.get(name, (-1, None, None, ""))
             if (index, session) != (entry.modify_index, entry.session):
                 try:
@@ -111,13 +122,9 @@ class _Decoded(Generic[_T]):
                 except ValueError as error:  # the last good value stays
                     problem = f"{entry.key}: {error}"
                 self._read[name] = (entry.modify_index, entry.session, value, problem)
-            if problem:
-                problems.append(problem)
-            if value is not None:
-                values[name] = value
-            else:
-                unreadable.add(entry.key)
-        return values
+        self._values = {name: value for name, (_, _, value, _) in self._read.items() if value is not None}
+        self._problems = [problem for _, _, _, problem in self._read.values() if problem]
+        self._unreadable = {self._folder + name for name in self._read.keys() - self._values.keys()}
 
 
 _Doc = TypeVar("_Doc", bound=msgspec.Struct)
@@ -156,6 +163,14 @@ def _too_new(found: int) -> str:
 
 def encode_document(document: msgspec.Struct) -> bytes:
     return msgspec.json.encode(document)
+
+
+def leader_of(entry: Entry | None) -> model.Leader:
+    """Who holds the lock of this key, or did last; without a name where nobody can tell."""
+    try:
+        return decode_document(entry.value, model.Leader) if entry else model.Leader()
+    except ValueError:
+        return model.Leader()
 
 
 def _document(kind: type[_Doc]) -> Callable[[str, Entry], _Doc]:
@@ -211,6 +226,9 @@ class ViewReader:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._parts: list[tuple[Mapping[str, Entry], Mapping[str, Mapping[str, Entry]]]] = []
+        self._planned: list[Mapping[str, Entry]] = []
+        self._plan_indexes: Mapping[str, int] = {}
         self._wishes = _Decoded(keys.services, _wish)
         self._scale = _Decoded(keys.scale(""), _scale)
         self._commands = _Decoded(keys.rollout(""), _command)
@@ -225,24 +243,55 @@ class ViewReader:
         self._config = _Decoded(keys.desired, _document(model.ClusterConfig), only="config")
 
     def read(self, entries: Mapping[str, Entry], index: int = 0) -> View:
+        return self.read_parts([dict(entries)], index)
+
+    def read_parts(self, parts: Iterable[Mapping[str, Entry]], index: int = 0) -> View:
+        """Of several watches. What is the very mapping that it was last time is not looked at again."""
+        folders = self._folders(parts)
         problems: list[str] = []
         unreadable: set[str] = set()
         return View(
             index=index,
-            config=self._config.update(entries, problems, unreadable).get("config", model.ClusterConfig()),
-            wishes=self._wishes.update(entries, problems, unreadable),
-            scale=self._scale.update(entries, problems, unreadable),
-            commands=self._commands.update(entries, problems, unreadable),
-            configs=self._configs.update(entries, problems, unreadable),
-            settings=self._settings.update(entries, problems, unreadable),
-            routes=self._routes.update(entries, problems, unreadable),
-            plans=self._plans.update(entries, problems, unreadable),
-            scaled=self._scaled.update(entries, problems, unreadable),
-            node_plans=self._node_plans.update(entries, problems, unreadable),
-            nodes=self._nodes.update(entries, problems, unreadable),
-            cluster=self._cluster.update(entries, problems, unreadable).get("cluster", model.ClusterPlan()),
-            plan_indexes={key: entry.modify_index for key, entry in entries.items()
-                          if key.startswith(self._keys.planned)},
+            config=self._config.update(folders, problems, unreadable).get("config", model.ClusterConfig()),
+            wishes=self._wishes.update(folders, problems, unreadable),
+            scale=self._scale.update(folders, problems, unreadable),
+            commands=self._commands.update(folders, problems, unreadable),
+            configs=self._configs.update(folders, problems, unreadable),
+            settings=self._settings.update(folders, problems, unreadable),
+            routes=self._routes.update(folders, problems, unreadable),
+            plans=self._plans.update(folders, problems, unreadable),
+            scaled=self._scaled.update(folders, problems, unreadable),
+            node_plans=self._node_plans.update(folders, problems, unreadable),
+            nodes=self._nodes.update(folders, problems, unreadable),
+            cluster=self._cluster.update(folders, problems, unreadable).get("cluster", model.ClusterPlan()),
+            plan_indexes=self._indexes(folders),
             problems=tuple(problems),
             unreadable=frozenset(unreadable),
         )  # fmt: skip
+
+    def _folders(self, parts: Iterable[Mapping[str, Entry]]) -> Mapping[str, Mapping[str, Entry]]:
+        """By folder, and there by the last part of the key."""
+        known, self._parts = self._parts, []
+        folders: dict[str, Mapping[str, Entry]] = {}
+        for part in parts:
+            split = next((split for same, split in known if same is part), None) or _by_folder(part)
+            self._parts.append((part, split))
+            for folder, entries in split.items():
+                folders[folder] = {**folders[folder], **entries} if folder in folders else entries
+        return folders
+
+    def _indexes(self, folders: Mapping[str, Mapping[str, Entry]]) -> Mapping[str, int]:
+        planned = [entries for folder, entries in folders.items() if folder.startswith(self._keys.planned)]
+        if len(planned) != len(self._planned) or any(map(is_not, planned, self._planned)):
+            self._planned = planned
+            self._plan_indexes = {entry.key: entry.modify_index for entries in planned for entry in entries.values()}
+        return self._plan_indexes
+
+
+def _by_folder(part: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
+    folders: dict[str, dict[str, Entry]] = {}
+    for key, entry in part.items():
+        cut = key.rfind("/") + 1
+        if cut < len(key):
+            folders.setdefault(key[:cut], {})[key[cut:]] = entry
+    return folders

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from mesh.model import ClusterPlan, Event, NodePlan, ServicePlan
+from mesh.model import ClusterPlan, Event, NodePlan, ScaleState, ServicePlan
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.sentences import listed
 
@@ -26,6 +26,8 @@ class Outcome:
     removed_nodes: frozenset[str] = frozenset()
     wake_at: float | None = None
     memory: Memory = field(default_factory=Memory)
+    scaled: Mapping[str, ScaleState] = field(default_factory=dict)  # what the autoscaler decided; these two are its
+    removed_scaled: frozenset[str] = frozenset()
     cluster: ClusterPlan | None = None  # what is thought of the nodes, if that has changed
     frozen: str = ""  # why nothing is replaced, if so
     pending: int = 0  # slots without a replica

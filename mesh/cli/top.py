@@ -8,16 +8,13 @@ import aiohttp
 import msgspec
 
 from mesh import console
+from mesh.autoscaling.agents import Silent, ask, session
 from mesh.cli.base import Mesh
 from mesh.cli.status import ServiceStatus, service_names, service_status
 from mesh.dataplane.load import LoadReport, ServiceReport, merged
 from mesh.view import View
 
 _INTERVAL = 1.0
-_PATIENCE = 2.0
-"""Seconds for an agent's answer."""
-_AT_ONCE = 32
-"""Agents asked at one time."""
 _COLUMNS = ["service", "ready", "rps", "in flight", "queued", "success", "p50", "p99", "retries/s", "conns", "ejected"]
 
 
@@ -38,13 +35,6 @@ class ServiceTop(msgspec.Struct, frozen=True, kw_only=True):
     ejected: int
 
 
-class Silent(msgspec.Struct, frozen=True, kw_only=True):
-    """A node whose agent does not tell."""
-
-    node: str
-    problem: str
-
-
 class Top(msgspec.Struct, frozen=True, kw_only=True):
     """One look: the busiest service first."""
 
@@ -58,9 +48,8 @@ async def looks(mesh: Mesh) -> AsyncIterator[Top]:
     views = mesh.views()
     view = await anext(views)
     following = asyncio.ensure_future(anext(views))
-    connector, timeout = aiohttp.TCPConnector(limit=_AT_ONCE), aiohttp.ClientTimeout(total=_PATIENCE)
     try:
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        async with session() as http:
             while True:
                 due = loop.time() + _INTERVAL
                 yield await _look(http, view)
@@ -76,7 +65,7 @@ async def looks(mesh: Mesh) -> AsyncIterator[Top]:
 
 
 async def _look(http: aiohttp.ClientSession, view: View) -> Top:
-    asked = (_ask(http, name, node.report.admin) for name, node in sorted(view.nodes.items()))
+    asked = (ask(http, name, node.report.admin) for name, node in sorted(view.nodes.items()))
     answers = await asyncio.gather(*asked)
     loads = merged(answer for answer in answers if isinstance(answer, LoadReport))
     services = [_service(service_status(view, name), loads.get(name, ServiceReport())) for name in service_names(view)]
@@ -84,20 +73,6 @@ async def _look(http: aiohttp.ClientSession, view: View) -> Top:
         services=sorted(services, key=lambda each: (-each.rps, -each.connections, each.name)),
         silent=[answer for answer in answers if isinstance(answer, Silent)],
     )
-
-
-async def _ask(http: aiohttp.ClientSession, node: str, admin: str) -> LoadReport | Silent:
-    if not admin:
-        return Silent(node=node, problem="it does not report where its agent is")
-    try:
-        async with http.get(f"{admin}/v1/stats", allow_redirects=False) as answer:
-            if answer.status != 200:
-                return Silent(node=node, problem=f"{admin}/v1/stats answers {answer.status}")
-            return msgspec.json.decode(await answer.read(), type=LoadReport)
-    except TimeoutError:
-        return Silent(node=node, problem=f"{admin} does not answer within {_PATIENCE:g} s")
-    except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
-        return Silent(node=node, problem=f"{admin}: {error}")
 
 
 def _service(status: ServiceStatus, load: ServiceReport) -> ServiceTop:

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from mesh.keys import Keys
-from mesh.leader import MAX_TXN_BYTES, Scheduler, transactions
+from mesh.leader import Scheduler
 from mesh.model import Capacity, NodePlan, NodeReport, ServicePlan
 from mesh.scheduler.plan import Outcome
 from mesh.settings import SchedulerSettings, StoreSettings
 from mesh.store import MAX_TXN_OPS, lease
+from mesh.transactions import MAX_TXN_BYTES, transactions
 from mesh.view import View, encode_document
 from tests.fakes.store import FakeStore
 
