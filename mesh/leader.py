@@ -134,7 +134,7 @@ class Scheduler:
         entries: dict[str, Mapping[str, Entry]] = {}
 
         async def watch(prefix: str) -> None:
-            async for change in self._store.watch(prefix):
+            async for change in self._store.watch(prefix, marked=prefix == keys.observed_nodes):
                 entries[prefix] = change.entries
                 view = reader.read({key: entry for part in entries.values() for key, entry in part.items()})
                 self._leader = entries.get(keys.leader, {}).get(keys.leader)
@@ -274,7 +274,7 @@ class _Term:
     async def _watch(self, prefix: str) -> None:
         """Takes in what is newer than what was read. Watches may be answered by a server that lags behind, and to
         act on its picture would be to stop what was only just wished for."""
-        async for change in self._store.watch(prefix):
+        async for change in self._store.watch(prefix, marked=prefix == self._keys.observed_nodes):
             if prefix in self._read and change.index >= self._read[prefix].index:
                 self._read[prefix] = Listing(change.index, change.entries)
                 self._changed.set()

@@ -9,6 +9,7 @@ from mesh.keys import Keys
 from mesh.model import ClusterPlan, NodePlan, ScaleState, ServicePlan
 from mesh.scheduler.plan import Outcome
 from mesh.store import MAX_TXN_OPS, Op
+from mesh.store.marks import marked
 from mesh.view import View, encode_document
 
 log = logging.getLogger(__name__)
@@ -23,25 +24,26 @@ def transactions(outcome: Outcome, view: View, keys: Keys) -> Iterator[list[Op]]
     Services come before nodes: a node's plan names releases that must be known when it is read again.
     A document that no transaction can hold stays unwritten; the core bounds them, so this is a mistake of ours.
     """
-    ops = [
-        *(_write(keys.scale_state(name), state, view) for name, state in sorted(outcome.scaled.items())),
-        *(_remove(keys.scale_state(name), view) for name in sorted(outcome.removed_scaled)),
-        *(_write(keys.service_plan(name), plan, view) for name, plan in sorted(outcome.services.items())),
-        *(_write(keys.node_plan(name), plan, view) for name, plan in sorted(outcome.nodes.items())),
-        *(_remove(keys.node_plan(name), view) for name in sorted(outcome.removed_nodes)),
-        *(_remove(keys.service_plan(name), view) for name in sorted(outcome.removed_services)),
-        *([_write(keys.cluster, outcome.cluster, view)] if outcome.cluster else []),
+    writes = [
+        *([_write(keys.scale_state(name), state, view)] for name, state in sorted(outcome.scaled.items())),
+        *([_remove(keys.scale_state(name), view)] for name in sorted(outcome.removed_scaled)),
+        *(marked(_write(keys.service_plan(name), plan, view)) for name, plan in sorted(outcome.services.items())),
+        *([_write(keys.node_plan(name), plan, view)] for name, plan in sorted(outcome.nodes.items())),
+        *([_remove(keys.node_plan(name), view)] for name in sorted(outcome.removed_nodes)),
+        *(marked(_remove(keys.service_plan(name), view)) for name in sorted(outcome.removed_services)),
+        *([[_write(keys.cluster, outcome.cluster, view)]] if outcome.cluster else []),
     ]
     batch: list[Op] = []
     size = 0
-    for op in ops:
+    for ops in writes:
+        op = ops[0]
         if len(op.value) > MAX_TXN_BYTES:
             log.error("%s has %d bytes, more than one write may have: it stays as it is", op.key, len(op.value))
             continue
-        if batch and (len(batch) == MAX_TXN_OPS - 1 or size + len(op.value) > MAX_TXN_BYTES):
+        if batch and (len(batch) + len(ops) >= MAX_TXN_OPS or size + len(op.value) > MAX_TXN_BYTES):
             yield batch
             batch, size = [], 0
-        batch.append(op)
+        batch += ops
         size += len(op.value)
     if batch:
         yield batch

@@ -310,7 +310,8 @@ class Agent:
             self._anew.clear()
 
     async def _follow(self, prefix: str) -> None:
-        async for change in self._store.watch(prefix, self._seen.get(prefix, 0)):
+        marked = prefix in (self._keys.planned_services, self._keys.observed_nodes)
+        async for change in self._store.watch(prefix, self._seen.get(prefix, 0), marked=marked):
             self._seen[prefix] = change.index
             self._entries[prefix] = change.entries
             self._index = max(self._index, change.index)
@@ -321,8 +322,7 @@ class Agent:
             await self._news.wait()
             if len(self._entries) < len(self._prefixes()):
                 continue  # a Table of a part of the store would deny what it does not know
-            entries = {key: entry for part in self._entries.values() for key, entry in part.items()}
-            self._view = self._reader.read(entries, self._index)
+            self._view = self._reader.read_parts(self._entries.values(), self._index)
             await self._choose_vips(self._view.config.vip_range)
             self._surround(self._view.config.domain)
             self._prober.follow({name: seen.report.probe for name, seen in self._view.nodes.items()},

@@ -18,8 +18,9 @@ import msgspec
 
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.model import NodeReport, ReplicaReport
-from mesh.store import MAX_VALUE, Store, StoreError, lease
+from mesh.store import Op, Store, StoreError, lease
 from mesh.store.lease import Lock
+from mesh.store.marks import marked
 from mesh.view import decode_document, encode_document
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,16 @@ log = logging.getLogger(__name__)
 COALESCE = 0.005
 """Seconds in which changes that come together share a write."""
 
+MAX_REPORT = 350 * 1024
+"""Bytes: Consul takes transactions of 512 KiB of JSON, in which values travel as base64."""
+
 HELD_BACK = 0.05
 """Seconds that a report may wait for a failed replica's last words."""
+
+
+def report_ops(key: str, report: bytes, session: str) -> list[Op]:
+    """What writes a node's report, with its mark."""
+    return marked(Op("lock", key, report, session=session))
 
 
 def session_name(node: str, state: Path) -> str:
@@ -140,16 +149,16 @@ class Reporter:
                 await self.close(leave=False)
                 await self.claim()
             assert self._lock is not None
-            written = await self._store.acquire(self._key, fitted(self._report()), self._lock.session.id)
+            result = await self._store.txn(report_ops(self._key, fitted(self._report()), self._lock.session.id))
         except StoreError as error:
             self._say(str(error))
             return False
-        if written:
+        if result.ok:
             self._say("")
             async with self._progress:
                 self._written = version
                 self._progress.notify_all()
-        return written
+        return result.ok
 
     def _say(self, problem: str) -> None:
         if problem and not self.problem:
@@ -170,13 +179,13 @@ def fitted(report: NodeReport) -> bytes:
     """The document, cut to what the store takes: first the messages, then the oldest ended replicas."""
     body = encode_document(report)
     for longest in (200, 40, 0):
-        if len(body) <= MAX_VALUE:
+        if len(body) <= MAX_REPORT:
             return body
         shortened = [_shortened(replica, longest) for replica in report.replicas]
         report = msgspec.structs.replace(report, replicas=shortened, problems=report.problems[:20])
         body = encode_document(report)
     replicas = sorted(report.replicas, key=lambda replica: (replica.state.ended, -replica.since))
-    while len(body) > MAX_VALUE and replicas:
+    while len(body) > MAX_REPORT and replicas:
         del replicas[-max(1, len(replicas) // 20) :]
         body = encode_document(msgspec.structs.replace(report, replicas=replicas))
     return body

@@ -127,12 +127,14 @@ class Store(Protocol):
     async def txn(self, ops: Sequence[Op]) -> TxnResult:
         """All or nothing; at most `MAX_TXN_OPS` steps."""
 
-    def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
+    def watch(self, prefix: str, seen: int = 0, *, marked: bool = False) -> AsyncIterator[Change]:
         """Yields once at the start and then after each change, by stale blocking queries; never ends by itself.
 
+        A prefix ends with a slash; anything else is one key.
         `seen`: an index that the caller has seen already; a server that is behind it is not believed.
         While the store is away it yields nothing, retries with jittered back-off and reads everything again.
         A query that returns unchanged yields nothing.
+        `marked`: whoever writes there leaves marks (`mesh.store.marks`), so that a change costs what it is worth.
         """
 
     async def create_session(

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 import consul.base
 import msgspec
 
-from mesh.aio import Backoff
 from mesh.settings import StoreSettings
 from mesh.store import (
     MAX_TXN_OPS,
@@ -30,17 +28,14 @@ from mesh.store import (
     Entry,
     Listing,
     Op,
-    StoreError,
     StoreRejected,
     TxnResult,
     key_fault,
 )
 from mesh.store.consul_http import WATCH_WAIT, Answer, Transport
+from mesh.store.marks import MarkedPrefix
+from mesh.store.watching import changes
 from mesh.units import format_duration
-
-log = logging.getLogger(__name__)
-
-FIRST_RETRY, LONGEST_RETRY = 0.05, 5.0
 
 
 class _Row(msgspec.Struct, rename="pascal"):
@@ -117,7 +112,8 @@ class ConsulStore:
         return Entry(key, row["Value"] or b"", row["ModifyIndex"], row["CreateIndex"], row.get("Session") or None)
 
     async def list(self, prefix: str, *, stale: bool = False) -> Listing:
-        return self._listed(await self._http.ask("GET", f"/v1/kv/{prefix}", _listing(stale)))
+        params = [("recurse", ""), *_stale(stale)]
+        return self._listed(await self._http.ask("GET", f"/v1/kv/{prefix}", params))
 
     async def put(self, key: str, value: bytes, *, cas: int | None = None) -> bool:
         return bool(await self._consul.kv.put(_checked(key), value, cas=cas))
@@ -146,49 +142,34 @@ class ConsulStore:
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────
 
-    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
-        known: Mapping[str, Entry] | None = None
-        async for listing in self._listings(prefix, seen):
-            if known is None:
-                changed = frozenset(listing.entries)
-            elif not (changed := _differing(known, listing.entries)):
-                continue
-            known = listing.entries
-            yield Change(listing.index, listing.entries, changed)
+    def watch(self, prefix: str, seen: int = 0, *, marked: bool = False) -> AsyncIterator[Change]:
+        return changes(MarkedPrefix(self, prefix, seen) if marked else _Whole(self, prefix, seen), prefix)
 
-    async def _listings(self, prefix: str, seen: int) -> AsyncIterator[Listing]:
-        """What blocking queries return, one after the other, whatever happens to the store."""
-        path = f"/v1/kv/{prefix}"
-        backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
-        away = False
-        wait_beyond = 0  # 0: answer at once
-        while True:
-            params = _listing(stale=True)
-            if wait_beyond:
-                params += [("index", wait_beyond), ("wait", format_duration(WATCH_WAIT))]
-            try:
-                listing = self._listed(await self._http.watch(path, params))
-                if listing.index < seen:  # a server that lags, or a restored snapshot: the leader knows
-                    listing = self._listed(await self._http.watch(path, _listing(stale=False)))
-            except StoreError as error:
-                if not away:
-                    log.warning("watch interrupted prefix=%s: %s", prefix, error)
-                away = True
-                wait_beyond = 0
-                await backoff.sleep()
-                continue
-            if away:
-                log.info("watch goes on prefix=%s index=%d", prefix, listing.index)
-            away = False
-            backoff.reset()
-            wait_beyond = seen = listing.index
-            yield listing
+    async def touched(self, prefix: str, beyond: int) -> int:
+        """The index of the newest change of any key that begins so; waits (a while) until it is beyond that."""
+        params = [("keys", ""), ("separator", "/"), ("stale", ""), *_waiting(beyond)]  # the answer has few names
+        return self._index(await self._http.watch(f"/v1/kv/{prefix}", params))
 
-    def _listed(self, answer: Answer) -> Listing:
+    async def read(self, key: str, *, stale: bool = False) -> Entry | None:
+        """Like `get`, in one go."""
+        answer = await self._http.ask("GET", f"/v1/kv/{_checked(key)}", _stale(stale))
+        return self._listed(answer).entries.get(key)
+
+    async def newer(self, prefix: str, beyond: int, *, stale: bool) -> Listing:
+        """What is under a prefix, or one key, when it is newer than that (or after a while)."""
+        recurse = [("recurse", "")] if prefix.endswith("/") else []
+        params = [*recurse, *_stale(stale), *_waiting(beyond)]
+        return self._listed(await self._http.watch(f"/v1/kv/{prefix}", params))
+
+    def _index(self, answer: Answer) -> int:
         if answer.index is None:
             raise self._http.no_consul("no X-Consul-Index header")
+        return answer.index
+
+    def _listed(self, answer: Answer) -> Listing:
+        index = self._index(answer)
         rows = self._http.read(_decode_rows, answer) if answer.status == 200 else []
-        return Listing(answer.index, {row.key: row.entry() for row in rows})
+        return Listing(index, {row.key: row.entry() for row in rows})
 
     # ── sessions and locks ───────────────────────────────────────────────────────────────────
 
@@ -255,13 +236,32 @@ def _checked(key: str) -> str:
     return key
 
 
-def _listing(stale: bool) -> list[tuple[str, Any]]:
-    return [("recurse", ""), ("stale", "")] if stale else [("recurse", "")]
+class _Whole:
+    """A prefix that is read as a whole at each change, or one key."""
+
+    def __init__(self, store: ConsulStore, prefix: str, seen: int) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._seen = seen
+        self._index = 0
+
+    def forget(self) -> None:
+        self._index = 0
+
+    async def next(self) -> Listing:
+        listing = await self._store.newer(self._prefix, self._index, stale=True)
+        if listing.index < self._seen:  # a server that lags, or a restored snapshot: the leader knows
+            listing = await self._store.newer(self._prefix, 0, stale=False)
+        self._index = self._seen = listing.index
+        return listing
 
 
-def _differing(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> frozenset[str]:
-    """The keys that were written, removed, locked or unlocked: not by index alone, which a restore may repeat."""
-    return frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+def _stale(allowed: bool) -> list[tuple[str, Any]]:
+    return [("stale", "")] if allowed else []
+
+
+def _waiting(beyond: int) -> list[tuple[str, Any]]:
+    return [("index", beyond), ("wait", format_duration(WATCH_WAIT))] if beyond else []
 
 
 def _kv_op(op: Op) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, Change, Op, Store, StoreRejected
 from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
+from mesh.store.marks import marked
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
 
@@ -57,12 +58,12 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 class Watching:
     """A watch in the background, whose changes a test takes one by one."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, *, marked: bool = False) -> None:
         self._changes: asyncio.Queue[Change] = asyncio.Queue()
-        self._task = asyncio.create_task(self._follow(store, prefix))
+        self._task = asyncio.create_task(self._follow(store, prefix, marked=marked))
 
-    async def _follow(self, store: Store, prefix: str) -> None:
-        async for change in store.watch(prefix):
+    async def _follow(self, store: Store, prefix: str, *, marked: bool) -> None:
+        async for change in store.watch(prefix, marked=marked):
             self._changes.put_nowait(change)
 
     async def next(self) -> Change:
@@ -385,6 +386,64 @@ async def test_a_watch_is_silent_about_other_keys_and_equal_writes(store: Store,
     await store.put("t/a/x", b"1")
     await store.put("t/a/end", b"")
     assert (await watching.next()).changed == {"t/a/end"}
+
+
+async def test_a_watch_of_one_key_is_told_of_no_longer_ones(store: Store, watch: Begin) -> None:
+    await store.put("t/n1", b"1")
+    await store.put("t/n10", b"1")
+    watching = watch("t/n1")
+    assert set((await watching.next()).entries) == {"t/n1"}
+    await store.put("t/n10", b"2")
+    await store.delete("t/n1")
+    change = await watching.until(lambda change: "t/n1" in change.changed)
+    assert not change.entries
+
+
+@pytest.fixture
+async def marked_watch(store: Store) -> AsyncIterator[Watching]:
+    """Of `t/d/`, where `a` and `b` are, and `a` is held by the session in its value."""
+    session = await store.create_session("s", 10)
+    assert (await store.txn(marked(Op("lock", "t/d/a", session.encode(), session=session)))).ok
+    assert (await store.txn(marked(Op("set", "t/d/b", b"1")))).ok
+    watching = Watching(store, "t/d/", marked=True)
+    assert set((await watching.next()).entries) == {"t/d/a", "t/d/b"}
+    yield watching
+    await watching.close()
+
+
+async def test_a_marked_change_is_seen_with_all_that_did_not_change(store: Store, marked_watch: Watching) -> None:
+    for value in (b"2", b"3", b"3", b"4"):
+        assert (await store.txn(marked(Op("set", "t/d/b", value)))).ok
+    change = await marked_watch.until(lambda change: change.entries["t/d/b"].value == b"4")
+    assert change.changed == {"t/d/b"}
+    assert set(change.entries) == {"t/d/a", "t/d/b"}
+    entry = await store.get("t/d/b")
+    assert change.entries["t/d/b"] == entry
+
+
+async def test_a_change_without_a_mark_is_seen_as_well(store: Store, marked_watch: Watching) -> None:
+    await store.put("t/d/b", b"by hand")
+    assert (await marked_watch.next()).entries["t/d/b"].value == b"by hand"
+    await store.put("t/d/c", b"new")
+    assert (await marked_watch.next()).changed == {"t/d/c"}
+    assert (await store.txn(marked(Op("set", "t/d/a", b"and marked again")))).ok
+    assert (await marked_watch.next()).changed == {"t/d/a"}
+
+
+async def test_the_end_of_a_session_shows_in_a_marked_watch(store: Store, marked_watch: Watching) -> None:
+    entry = await store.get("t/d/a")
+    assert entry
+    await store.destroy_session(entry.value.decode())
+    change = await marked_watch.next()
+    assert change.changed == {"t/d/a"}
+    assert change.entries["t/d/a"].session is None
+
+
+async def test_what_is_removed_with_its_mark_leaves_a_marked_watch(store: Store, marked_watch: Watching) -> None:
+    index = await index_of(store, "t/d/b")
+    assert (await store.txn(marked(Op("delete-cas", "t/d/b", index=index)))).ok
+    assert set((await marked_watch.next()).entries) == {"t/d/a"}
+    assert set((await store.list("t/d.marks/")).entries) == {"t/d.marks/a"}
 
 
 async def test_a_slow_watcher_gets_many_changes_as_one(store: Store) -> None:

@@ -106,14 +106,15 @@ class FakeStore:
         except Refused:
             return TxnResult(False, failed=[at for at, _ in failures], errors=[words for _, words in failures])
 
-    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, seen: int = 0, *, marked: bool = False) -> AsyncIterator[Change]:
         signal = Signal()
         self._watchers.add(signal)
         known: dict[str, Entry] | None = None
         try:
             while True:
                 if not self._away:
-                    entries = {row.key: _entry(row) for row in self._state.scan(prefix)}
+                    found = self._state.scan(prefix)
+                    entries = {row.key: _entry(row) for row in found if row.key == prefix or prefix.endswith("/")}
                     before = known or {}
                     changed = frozenset(k for k in entries.keys() | before.keys() if entries.get(k) != before.get(k))
                     if known is None or changed:

@@ -14,6 +14,7 @@ from mesh.model import Capacity, NodePlan, NodeReport, ServicePlan
 from mesh.scheduler.plan import Outcome
 from mesh.settings import SchedulerSettings, StoreSettings
 from mesh.store import MAX_TXN_OPS, lease
+from mesh.store.marks import mark_of
 from mesh.transactions import MAX_TXN_BYTES, transactions
 from mesh.view import View, encode_document
 from tests.fakes.store import FakeStore
@@ -248,8 +249,10 @@ def test_many_writes_are_split_into_transactions_that_the_store_takes() -> None:
     batches = list(transactions(outcome, View(), KEYS))
     assert all(len(batch) < MAX_TXN_OPS for batch in batches)
     assert all(sum(len(op.value) for op in batch) <= MAX_TXN_BYTES for batch in batches)
-    keys = [op.key for batch in batches for op in batch]
+    keys = [op.key for batch in batches for op in batch if ".marks/" not in op.key]
     assert len(keys) == 103
+    marks = {op.key for batch in batches for op in batch} - set(keys)
+    assert marks == {mark_of(key) for key in keys[:-1]}, "what everybody watches is marked"
     assert keys[-1] == KEYS.node_plan("n1"), "a node's plan comes after the services that it names"
 
 

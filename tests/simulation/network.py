@@ -12,10 +12,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from mesh.aio import Backoff
 from mesh.keys import Keys
 from mesh.store import Change, Entry, Listing, Op, StoreError, StoreUnavailable, TxnResult
 from mesh.store.embedded_state import Draft, Session
+from mesh.store.marks import MarkedPrefix
+from mesh.store.watching import changes
 from tests.fakes.store import FakeStore
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.history import Fact, Written
@@ -230,24 +231,14 @@ class Link:
         self._loop.later(60.0, fail)
         return await answer
 
-    async def watch(self, prefix: str, seen: int = 0) -> AsyncIterator[Change]:
-        known: Mapping[str, Entry] | None = None
-        index = 0
-        backoff = Backoff(0.1, 5.0)
-        while not self.closed:
-            try:
-                listing = await self._query(prefix, index)
-            except StoreUnavailable:
-                index = 0
-                await backoff.sleep()
-                continue
-            backoff.reset()
-            before = known or {}
-            entries = listing.entries
-            changed = frozenset(key for key in entries.keys() | before.keys() if entries.get(key) != before.get(key))
-            if known is None or changed:
-                yield Change(listing.index, entries, changed)
-            known, index = entries, listing.index
+    def watch(self, prefix: str, seen: int = 0, *, marked: bool = False) -> AsyncIterator[Change]:
+        return changes(MarkedPrefix(self, prefix, seen) if marked else _Whole(self._query, prefix), prefix)
+
+    async def touched(self, prefix: str, beyond: int) -> int:
+        return (await self._query(prefix, beyond)).index
+
+    async def read(self, key: str, *, stale: bool = False) -> Entry | None:
+        return await self.get(key)
 
     # ── the protocol ─────────────────────────────────────────────────────────────────────────
 
@@ -298,3 +289,22 @@ class Link:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+class _Whole:
+    """A prefix, or a key, that is read as a whole at each change."""
+
+    def __init__(self, query: Callable[[str, int], Coroutine[Any, Any, Listing]], prefix: str) -> None:
+        self._query = query
+        self._prefix = prefix
+        self._index = 0
+
+    def forget(self) -> None:
+        self._index = 0
+
+    async def next(self) -> Listing:
+        listing = await self._query(self._prefix, self._index)
+        self._index = listing.index
+        if self._prefix.endswith("/"):
+            return listing
+        return Listing(listing.index, {key: entry for key, entry in listing.entries.items() if key == self._prefix})
