@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -29,68 +30,80 @@ class TableBuilder:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _NodePart] = {}
-        self._services: dict[str, _ServicePart] = {}
+        self._services: dict[str, tuple[ServicePlan, TableService]] = {}
+        self._endpoints: dict[str, dict[str, list[Endpoint]]] = defaultdict(dict)  # by service, then by node
 
     def __call__(self, view: View) -> Table:
-        endpoints: dict[str, list[Endpoint]] = defaultdict(list)
-        for node, seen in sorted(view.nodes.items()):
-            if view.cluster.has_lost(node):
-                continue
-            for service, endpoint in self._node(node, seen, view.node_plans.get(node)):
-                endpoints[service].append(endpoint)
-        services = {name: self._service(name, plan, endpoints.get(name, []))
-                    for name, plan in sorted(view.plans.items()) if not plan.deleted}  # fmt: skip
-        self._nodes = {node: part for node, part in self._nodes.items() if node in view.nodes}
-        self._services = {name: part for name, part in self._services.items() if name in services}
+        touched = self._take_nodes(view)
+        services: dict[str, TableService] = {}
+        for name, plan in sorted(view.plans.items()):
+            if not plan.deleted:
+                known = self._services.get(name)
+                same = known is not None and known[0] is plan and name not in touched
+                services[name] = known[1] if known and same else self._service(plan, known)
+        self._services = {name: (view.plans[name], service) for name, service in services.items()}
         return Table(
             index=view.index,
             domain=view.config.domain,
             vip_range=view.config.vip_range,
-            nodes={node: TableNode(address=seen.report.address) for node, seen in sorted(view.nodes.items())},
+            nodes={node: self._nodes[node].table_node for node in sorted(view.nodes)},
             services=services,
             routes=dict(view.routes),
         )
 
-    def _node(self, node: str, seen: NodeView, plan: NodePlan | None) -> list[tuple[str, Endpoint]]:
-        known = self._nodes.get(node)
-        if known and known.report is seen.report and known.held is seen.held and known.plan is plan:
-            return known.endpoints
-        part = _NodePart(seen.report, seen.held, plan, _endpoints(seen, plan))
-        self._nodes[node] = part
-        return part.endpoints
+    def _take_nodes(self, view: View) -> set[str]:
+        """Takes in the nodes that have changed; the services whose endpoints this touches."""
+        touched: set[str] = set()
+        for node in self._nodes.keys() - view.nodes.keys():
+            touched |= self._replace(node, self._nodes.pop(node).endpoints, {})
+        for node, seen in view.nodes.items():
+            plan, lost = view.node_plans.get(node), view.cluster.has_lost(node)
+            known = self._nodes.get(node)
+            if known and known.report is seen.report and known.plan is plan and known.state == (seen.held, lost):
+                continue
+            endpoints = {} if lost else _endpoints(seen, plan)
+            touched |= self._replace(node, known.endpoints if known else {}, endpoints)
+            table_node = TableNode(address=seen.report.address)
+            self._nodes[node] = _NodePart(seen.report, plan, (seen.held, lost), table_node, endpoints)
+        return touched
 
-    def _service(self, name: str, plan: ServicePlan, endpoints: list[Endpoint]) -> TableService:
-        known = self._services.get(name)
-        if known and known.plan is plan and known.endpoints == endpoints:
-            return known.service
-        part = _ServicePart(plan, endpoints, _service(plan, endpoints))
-        self._services[name] = part
-        return part.service
+    def _replace(
+        self, node: str, before: Mapping[str, list[Endpoint]], after: Mapping[str, list[Endpoint]]
+    ) -> set[str]:
+        touched = {service for service in before.keys() | after.keys() if before.get(service) != after.get(service)}
+        for service in touched:
+            if service in after:
+                self._endpoints[service][node] = after[service]
+            else:
+                del self._endpoints[service][node]
+        return touched
+
+    def _service(self, plan: ServicePlan, known: tuple[ServicePlan, TableService] | None) -> TableService:
+        endpoints = [one for part in self._endpoints[plan.service].values() for one in part]
+        service = _service(plan, endpoints)
+        return known[1] if known and known[1] == service else service
 
 
 class _NodePart(NamedTuple):
-    """One node's endpoints by service, and what they were computed from."""
+    """One node's part of the Table, and what it was computed from."""
 
     report: NodeReport
-    held: bool
     plan: NodePlan | None
-    endpoints: list[tuple[str, Endpoint]]
+    state: tuple[bool, bool]  # held, lost
+    table_node: TableNode
+    endpoints: Mapping[str, list[Endpoint]]  # by service
 
 
-class _ServicePart(NamedTuple):
-    plan: ServicePlan
-    endpoints: list[Endpoint]
-    service: TableService
-
-
-def _endpoints(seen: NodeView, plan: NodePlan | None) -> list[tuple[str, Endpoint]]:
+def _endpoints(seen: NodeView, plan: NodePlan | None) -> dict[str, list[Endpoint]]:
+    """By service."""
     wanted = None if plan is None else {assignment.id for assignment in plan.replicas}
-    return [
-        (replica.service, endpoint)
-        for replica in seen.report.replicas
-        if (wanted is None or replica.id in wanted)
-        and (endpoint := _endpoint(seen.report, replica, suspect=not seen.held))
-    ]
+    endpoints: dict[str, list[Endpoint]] = {}
+    for replica in seen.report.replicas:
+        if wanted is not None and replica.id not in wanted:
+            continue
+        if endpoint := _endpoint(seen.report, replica, suspect=not seen.held):
+            endpoints.setdefault(replica.service, []).append(endpoint)
+    return endpoints
 
 
 def _endpoint(node: NodeReport, replica: ReplicaReport, *, suspect: bool) -> Endpoint | None:
