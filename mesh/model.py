@@ -116,6 +116,7 @@ class Assignment(Document, frozen=True, kw_only=True):
     run: int = 0  # of its job: the number of a `Run`
     cause: str = ""
     placed: float = 0.0  # when the scheduler decided on it
+    replacement: bool = False  # its slot had lost its replica: to a failure, with a node, or at the end of a drain
     target: str = ""  # the node on which its successor is to start, where a rebalance moves it
 
 
@@ -271,6 +272,7 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     slots: dict[str, SlotState] = {}  # only slots that failed lately
     pins: dict[str, str] = {}  # slot → the node that has its volumes
     seats: str = ""  # the slots of the service, `1-3,5`, if they are not 1 to `desired`
+    vacant: str = ""  # slots that lost their replica and have no other yet: `1-3,5`
     pending: list[Pending] = []
     claims: list[Claim] = []
     runs: list[Run] = []  # of a job, newest last: those that run, and the last ten
@@ -382,4 +384,6 @@ class ClusterConfig(Document, frozen=True, kw_only=True):
     vip_range: str = "10.96.0.0/16"
     strategy: str = "spread"  # spread | binpack
     failure_detection: Literal["normal", "fast"] = "normal"
+    replacements_per_node: Annotated[int, msgspec.Meta(ge=1)] = 8
+    """Replicas in place of failed and lost ones that a node starts at a time."""
     rebalance: Rebalance | None = None  # None: nothing that runs is moved without need

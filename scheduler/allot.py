@@ -15,6 +15,7 @@ from mesh.scheduler.decision import PREEMPTED, Decision, Fill
 from mesh.scheduler.look import Parked
 from mesh.scheduler.placement import Holding, Node, Placement, Refusal, Request
 from mesh.scheduler.plan_size import PlanSizes
+from mesh.scheduler.start_brake import StartBrake
 
 MAX_EVICTIONS = 50
 """Replicas that are made to leave at a time."""
@@ -41,6 +42,7 @@ class Allotment:
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     evictions: dict[str, Eviction] = field(default_factory=dict)
     parked: dict[Key, Parked] = field(default_factory=dict)
+    look_at: float = float("inf")  # when to ask again for what was held
     faults: list[str] = field(default_factory=list)
 
 
@@ -50,6 +52,7 @@ def allot(
     strategy: str,
     parked: Mapping[Key, Parked],
     sizes: PlanSizes,
+    brake: StartBrake,
 ) -> Allotment:
     """`parked`: what needs not be tried again, since no node is better than it was."""
     result = Allotment()
@@ -59,8 +62,12 @@ def allot(
                      strict=True))  # fmt: skip
     leaving = sum(one.cause.startswith(PREEMPTED) for decision in decisions.values()
                   for held in decision.kept.values() for one in held)  # fmt: skip
+    held = _held(decisions, found, brake, result)
     contested = _evicted(found.values(), nodes, MAX_EVICTIONS - leaving, result)
     for key, request in asked:
+        if key in held:
+            result.answers.setdefault(request.service, []).append(held[key])
+            continue
         answer = found.get(key) or replace(parked[key].refusal, request=request)
         if isinstance(answer, Placement):
             answer = _promised(answer, contested[answer.node]) if answer.node in contested else sizes.checked(answer)
@@ -70,6 +77,19 @@ def allot(
     return result
 
 
+def _held(
+    decisions: Mapping[str, Decision], found: Mapping[Key, Answer], brake: StartBrake, result: Allotment
+) -> dict[Key, Refusal]:
+    """The replacements that must wait until others have started. They are asked for again at the next look."""
+    keys = [_key(name, fill) for name, decision in decisions.items() for fill in decision.fills if fill.replaces]
+    keys = [key for key in keys if key in found]
+    waiting = brake.held(found[key] for key in keys)
+    if waiting:
+        result.look_at = brake.look_at
+    why = f"waits for its turn: each node starts at most {brake.most} replacements at a time"
+    return {keys[position]: Refusal(found[keys[position]].request, why=why) for position in waiting}
+
+
 def _key(service: str, fill: Fill) -> Key:
     return service, fill.request.slot, fill.run
 
@@ -77,13 +97,20 @@ def _key(service: str, fill: Fill) -> Key:
 def _placed(
     requests: Sequence[Request], nodes: Mapping[str, Node], strategy: str, result: Allotment
 ) -> Sequence[Answer]:
-    """Where they go; if one of them is poisonous, each service alone, so that it stops no other."""
+    """Where they go; if one of them is poisonous, each service alone, so that it stops no other.
+
+    A fault comes up again with the service that it belongs to, and is told there; one that does not is told as it was.
+    """
     if not requests:
         return []
     try:
         return placement.place(requests, nodes.values(), strategy)
-    except Exception:  # it comes up again with the service that it belongs to, and is told there
-        return _placed_apart(requests, nodes, strategy, result)
+    except Exception as error:
+        answers = _placed_apart(requests, nodes, strategy, result)
+        if not result.faults:
+            fault = f"each service was placed alone, as all together could not be: {type(error).__name__}: {error}"
+            result.faults.append(fault[:MAX_FAULT])
+        return answers
 
 
 def _placed_apart(

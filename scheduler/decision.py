@@ -21,6 +21,7 @@ from mesh.scheduler.placement import Holding, Placement, Refusal, Request
 from mesh.scheduler.plan import MAX_PENDING, Story
 from mesh.scheduler.sentences import ending, listed
 from mesh.spec.service import Restart
+from mesh.units import format_numbers, parse_numbers
 from mesh.view import Command, Wish
 
 PREEMPTED = "preempted by"
@@ -71,6 +72,7 @@ class Fill:
     release: int
     cause: str
     run: int = 0
+    replaces: bool = False  # its slot has lost its replica
     moves: str = ""  # the replica whose successor this is, if it stays should there be no place
 
 
@@ -88,7 +90,8 @@ class Decision:
     """What is decided for one service; this one leaves everything as it is.
 
     `kept` are its assignments by node, `records` those that have ended and are kept for their output;
-    `outgoing` are ids of replicas that hold their room but are about to leave.
+    `outgoing` are ids of replicas that hold their room but are about to leave; `vacant` are slots that have lost their
+    replica.
     """
 
     def __init__(self, given: Input, plan: ServicePlan) -> None:
@@ -97,6 +100,7 @@ class Decision:
         self.kept: dict[str, list[Assignment]] = {}
         self.records: dict[str, list[Assignment]] = {}
         self.outgoing: set[str] = set()
+        self.vacant: set[Slot] = {*parse_numbers(plan.vacant)}
         self.fills: list[Fill] = []
         self.promises: list[Promise] = []
         self.wake: list[float] = []
@@ -197,7 +201,7 @@ class Decision:
         pinned = self.plan.pins.get(str(slot)) if blueprint.spec.volumes else None
         only = moved.target if moved else slot if isinstance(slot, str) else pinned
         request = Request(self.plan.service, slot, blueprint, only=only, avoid=self._failed_on(release))
-        self.fills.append(Fill(request, release.number, cause, run, moved.id if moved else ""))
+        self.fills.append(Fill(request, release.number, cause, run, slot in self.vacant, moved.id if moved else ""))
 
     def _still_there(self, claim: Claim) -> list[str]:
         scene = self.given.scene
@@ -300,14 +304,17 @@ class Decision:
                 run=fill.run,
                 cause=fill.cause,
                 placed=now,
+                replacement=fill.replaces,
             )
+            self.vacant -= {slot}
             self.keep(answer.node, assignment)
             self._holdings.pop(answer.node, None)
             self.story.tell("placed", f"{assignment.id} on {answer.node}", assignment.cause)
             if fill.request.blueprint.spec.volumes:
                 pins[str(slot)] = answer.node
         pending = [self.pending[slot] for slot in sorted(self.pending, key=slot_order)]
-        self.update(pending=pending[:MAX_PENDING], pins=pins, claims=claims)
+        vacant = format_numbers(slot for slot in self.vacant if isinstance(slot, int))
+        self.update(pending=pending[:MAX_PENDING], pins=pins, claims=claims, vacant=vacant)
         in_use = {one.release for part in (self.kept, self.records) for held in part.values() for one in held}
         in_use.update(run.release for run in self.plan.runs if not run.ended)
         self.plan = self.story.added_to(releases.prune(self.plan, in_use))

@@ -54,6 +54,7 @@ class JobDecision(Decision):
         self._count(buckets)
         self._begin()
         self._end()
+        self.vacant -= {replica.slot for replica in here}
         self._fill(here)
         self.carry_out(here, self._stop, lambda replica: replica.overdue)
         self._remember(buckets)
@@ -77,7 +78,9 @@ class JobDecision(Decision):
             else:
                 self._set(run, failures=run.failures + 1)
                 self.count_failure(replica)
+                self.vacant.add(replica.slot)
         for replica in buckets.lost:
+            self.vacant.add(replica.slot)
             self.story.tell("lost:", f"{replica.id} on {replica.node}", f"{replica.node} lost")
 
     # ── the runs ─────────────────────────────────────────────────────────────────────────────
@@ -206,6 +209,8 @@ class JobDecision(Decision):
         """Bounds what is kept of runs and replicas that have ended."""
         ended = [run for run in self._runs.values() if run.state is not RunState.RUNNING]
         forgotten = {run.number for run in ended[:-MAX_RUNS]}
+        if not self._running:
+            self.vacant.clear()
         self.update(runs=[run for number, run in sorted(self._runs.items()) if number not in forgotten])
         failing = {slot for run in self._running for slot in self.plan.slots
                    if slot.isdecimal() and int(slot) not in parse_numbers(run.completed)}  # fmt: skip

@@ -40,6 +40,7 @@ from mesh.scheduler.plan import Outcome, Story
 from mesh.scheduler.plan_size import PlanSizes
 from mesh.scheduler.rebalance import next_at, rebalanced
 from mesh.scheduler.service.decide import ServiceDecision
+from mesh.scheduler.start_brake import StartBrake
 from mesh.scheduler.vips import VipPool
 from mesh.spec.checks import MAX_NAME
 from mesh.view import View
@@ -120,6 +121,7 @@ def decide(given: Input) -> Decision:
             desired=0,
             asleep=False,
             seats="",
+            vacant="",
             pending=[],
             claims=[],
             errors=[],
@@ -179,7 +181,7 @@ class _Round:
         """When to look again even if nothing happens."""
         times = [settled.until for settled in self._settled.values()]
         times += [at for name, decision in self._decisions.items() if name not in self._settled for at in decision.wake]
-        times += [self._hosts.changes_at or 0.0]
+        times += [self._hosts.changes_at or 0.0, self.allotment.look_at]
         return min((at for at in times if self._now < at < float("inf")), default=None)
 
     # ── deciding ─────────────────────────────────────────────────────────────────────────────
@@ -240,7 +242,8 @@ class _Round:
             if any(better(node, before.get(name)) for name, node in nodes.items()):
                 parked = {}
             sizes = PlanSizes(self._lodgers)
-            self.allotment = allot(fresh, nodes, self._view.config.strategy, parked, sizes)
+            brake = StartBrake(self._view.config.replacements_per_node, self._tenancies, self._now)
+            self.allotment = allot(fresh, nodes, self._view.config.strategy, parked, sizes, brake)
             self.faults += self.allotment.faults
         for name, decision in fresh.items():
             try:

@@ -38,6 +38,7 @@ class ServiceDecision(Decision):
         self.update(claims=[], runs=[], next_run=0.0)
         vacated = self._count_failures(buckets)
         seats, surplus = self._seats(buckets)
+        self.vacant &= {seat.slot for seat in seats if not (seat.live or seat.suspect)}
         for seat in seats:
             vacated.setdefault(seat.slot, self._size_cause() if seat.slot in self._added else "")
         blueprint = self._advance_rollout(seats)
@@ -69,6 +70,8 @@ class ServiceDecision(Decision):
             vacated[replica.slot] = f"{replica.id} failed"
         for seat in buckets.seats.values():
             vacated.update((seat.slot, f"drain of {late.node}") for late in seat.stopping if late.overdue)
+            self.vacant.update(late.slot for late in seat.stopping if late.overdue)
+        self.vacant.update(replica.slot for replica in (*buckets.failed, *buckets.lost))
         for replica in buckets.lost:
             vacated[replica.slot] = f"{replica.node} lost"
             self.story.tell("lost:", f"{replica.id} on {replica.node}", f"{replica.node} lost")
