@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mesh.proxy.balance import FIRST_GUESS, Balancer, Tier, observe, tiers_of
 from mesh.proxy.breaker import Breaker, BreakerPolicy, State, may_eject
 from mesh.proxy.limit import Gate, TokenBucket
+from mesh.proxy.opening import Opening
 from mesh.proxy.policy import Policy, parse_policy
 from mesh.proxy.retry import RetryBudget
 from mesh.proxy.stats import EndpointStats, Stats
@@ -144,6 +145,7 @@ class Backend:
         self.gone = False  # the service left the Table
         self.asleep = False  # at zero until somebody asks for it, or about to start: requests wait for an endpoint
         self.desired = 0
+        self.opening: Opening | None = None  # of the gate, for those who waited until now
         self._from_zero = False  # it was asleep, and had no endpoint since
         self._traffic: object = None
         self._upstreams: dict[tuple[str, str, int], Upstream] = {}
@@ -185,13 +187,32 @@ class Backend:
         limits = self.policy.limits
         if self.asleep:
             was_shut = self.gate.shut
+            self.opening = None
             self.gate.resize(0, limits.held)
             if not was_shut:
                 self.gate.open()  # who stands in line waits longer now, as those that come
-        else:
+            return
+        if self.gate.shut and self.gate.waiting:
+            self.opening = Opening(self.gate, len(self._upstreams))
+        self._open_gate()
+        if not self._tiers:
+            self.gate.open()  # nobody waits for what is not there
+
+    def open_further(self) -> None:
+        """While `opening`, every `opening.STEP` seconds."""
+        if self.opening is not None:
+            self.opening.step()
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        limits = self.policy.limits
+        if self.opening is None:
             self.gate.resize(limits.in_flight, limits.queue)
-            if not self._tiers:
-                self.gate.open()  # nobody waits for what is not there
+            return
+        self.gate.resize(min(limits.in_flight, self.opening.width), max(limits.queue, limits.held))
+        if not self.gate.waiting:
+            self.opening = None
+            self._open_gate()
 
     def _starts(self, states: list[tuple[str, Upstream]]) -> bool:
         """It is wanted, and none has become ready yet."""

@@ -14,7 +14,7 @@ from mesh.proxy import headers
 from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.body import LAST_CHUNK, chunk
 from mesh.proxy.http1 import Request, Response
-from mesh.proxy.policy import Policy
+from mesh.proxy.policy import Policy, just_started
 from mesh.proxy.retry import IDEMPOTENT
 from mesh.proxy.stats import RouteStats
 from mesh.proxy.timers import NEVER
@@ -141,6 +141,7 @@ class Exchange(Tries):
             return
         self._hold.end(now)
         self._hold = None
+        self.policy = just_started(self.policy)
         self._deadline = now + self.policy.timeout
         self.client.pause(False)
 

@@ -15,6 +15,7 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.context import Context
 from mesh.proxy.flow import Flow
 from mesh.proxy.listener import Address, Serve
+from mesh.proxy.policy import just_started
 from mesh.proxy.proxy_protocol import write_header
 from mesh.proxy.retry import may_retry
 from mesh.proxy.timers import NEVER, Timed
@@ -46,8 +47,8 @@ class TcpSession(Timed):
     """
 
     __slots__ = (
-        "_announce", "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_hold", "_loop",
-        "_server", "_tried", "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason",
+        "_announce", "_began", "_client", "_context", "_ended", "_from_client", "_from_endpoint", "_hold", "_inside",
+        "_loop", "_server", "_tried", "_upstream", "address", "backend", "bytes_in", "bytes_out", "endpoint", "reason",
         "started", "tries",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class TcpSession(Timed):
         self._upstream: Upstream | None = None
         self._server: socket.socket | None = None
         self._hold: Hold | None = None  # the service is at zero
+        self._inside = False  # the backend's gate: until there is a connection, if it waited for the start
         self._from_client: Flow | None = None
         self._from_endpoint: Flow | None = None
 
@@ -102,7 +104,8 @@ class TcpSession(Timed):
         self.endpoint = upstream.id
         self.tries += 1
         upstream.in_flight += 1
-        limit = backend.policy.connect_timeout
+        policy = just_started(backend.policy) if self._inside else backend.policy
+        limit = policy.connect_timeout
         self._context.wheel.watch(self, NEVER if limit is None else self._context.wheel.now + limit)
         if is_ip(upstream.address):
             self._connect((upstream.address, upstream.port))
@@ -112,6 +115,7 @@ class TcpSession(Timed):
     def _wait_for_start(self) -> None:
         """What the client sends stays in the kernel until there is an endpoint."""
         context = self._context
+        self._leave_gate()
         self._hold = context.waiting.enter(self, self.backend, 0, self._began)
         if self._hold is None:
             self.backend.stats.failed("held-overflow")
@@ -121,15 +125,20 @@ class TcpSession(Timed):
         context.wheel.watch(self, context.wheel.now + self.backend.policy.limits.held_timeout)
 
     def admit(self) -> None:
-        """There is an endpoint. A session takes no place behind the gate."""
+        """There is an endpoint."""
+        self._inside = True
         self._end_hold()
-        self.backend.gate.leave()
         self._try()
 
     def _end_hold(self) -> None:
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.end(time.monotonic())
+
+    def _leave_gate(self) -> None:
+        if self._inside:
+            self._inside = False
+            self.backend.gate.leave()
 
     def _hung_up(self, gone: bool) -> None:
         """One that has sent something and its end may wait for what comes back; one that has sent nothing is gone."""
@@ -209,6 +218,7 @@ class TcpSession(Timed):
     # ── relaying
 
     def _relay(self, endpoint: socket.socket) -> None:
+        self._leave_gate()
         pipes = self._context.pipes
         self._from_client = Flow(self, self._client, endpoint, pipes)
         self._from_endpoint = Flow(self, endpoint, self._client, pipes)
@@ -271,6 +281,7 @@ class TcpSession(Timed):
         if self._hold is not None:
             self.backend.gate.give_up(self)
             self._end_hold()
+        self._leave_gate()
         for flow in (self._from_client, self._from_endpoint):
             if flow is not None:
                 flow.stop()

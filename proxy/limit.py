@@ -23,13 +23,14 @@ class Gate:
     there is room.
     """
 
-    __slots__ = ("_line", "_most", "_moving", "_queue", "free")
+    __slots__ = ("_line", "_most", "_moving", "_queue", "free", "moved")
 
     def __init__(self, most: int, queue: int) -> None:
         self._most = self.free = most
         self._queue = queue
         self._line: OrderedDict[Waiter, None] = OrderedDict()
         self._moving = False
+        self.moved = 0  # how often the line moved since somebody inside was done
 
     @property
     def waiting(self) -> int:
@@ -55,6 +56,7 @@ class Gate:
         """One that was inside is done: its place goes to the first in line."""
         self.free += 1
         if self._line:
+            self.moved += 1
             self._move_up()
 
     def resize(self, most: int, queue: int) -> None:

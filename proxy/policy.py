@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mesh.proxy.breaker import BreakerPolicy
@@ -47,6 +47,18 @@ class Policy:
     per_try_timeout: float = 5.0  # in force only where `timeout` is a reason to retry
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     limits: Limits = field(default_factory=Limits)
+
+
+START_CONNECT_TIMEOUT = 4.0
+"""Seconds for a connection to an endpoint that has just started. Where too many wait for it, it may drop the first
+packet of some, and the kernel sends that again after 1 s and 3 s (RFC 6298)."""
+
+
+def just_started(policy: Policy) -> Policy:
+    """For those who waited for the service to start."""
+    if policy.connect_timeout is None or policy.connect_timeout >= START_CONNECT_TIMEOUT:
+        return policy
+    return replace(policy, connect_timeout=START_CONNECT_TIMEOUT)
 
 
 _T = TypeVar("_T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mesh.aio import Tasks
 from mesh.dataplane.load import PortLoad
@@ -17,6 +17,7 @@ from mesh.proxy.context import Context
 from mesh.proxy.gateway import Gateway, open_http
 from mesh.proxy.l4 import serve_tcp
 from mesh.proxy.listener import Listeners, Open, Wanted, serve_sockets
+from mesh.proxy.opening import STEP
 from mesh.proxy.site import ServiceSite, Subset
 from mesh.proxy.stats import RouteStats, families
 from mesh.proxy.tls import Keyring
@@ -53,6 +54,7 @@ class ProxyServer:
         self._gateways: dict[str, Gateway] = {}  # by address
         self._keyring = Keyring()
         self._herald: Herald | None = None
+        self._opening: set[Backend] = set()
         self._tasks = Tasks()
 
     async def start(self) -> None:
@@ -72,6 +74,7 @@ class ProxyServer:
             self._update_subsets(table)
         for backend in changed:
             backend.settle()
+        self._open_gates(changed)
         if not self._context.closing:
             async with self._lock:
                 await self._listeners.update(self._wanted(table))
@@ -83,6 +86,20 @@ class ProxyServer:
     def export(self) -> dict[str, int]:
         """The descriptors of all listening sockets, by their places."""
         return self._listeners.export()
+
+    def _open_gates(self, backends: Iterable[Backend]) -> None:
+        """Bit by bit, of those that open."""
+        opening = {backend for backend in backends if backend.opening is not None}
+        if opening and not self._opening:
+            self._tasks.spawn(self._open_further(), "open gates")
+        self._opening |= opening
+
+    async def _open_further(self) -> None:
+        while self._opening:
+            await asyncio.sleep(STEP)
+            for backend in self._opening:
+                backend.open_further()
+            self._opening = {backend for backend in self._opening if backend.opening is not None}
 
     def _update_service(self, name: str, service: TableService | None) -> Iterator[Backend]:
         """The backends of its ports, those that are gone included."""
