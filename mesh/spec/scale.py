@@ -118,6 +118,8 @@ class ScaleSchedule(Part):
     """`min` from then on."""
     max: Replicas
     """`max` from then on; 0: none at all."""
+    zone: Zone = "UTC"
+    """Time zone of the fields."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -60,8 +60,6 @@ class Target(Part, frozen=True, kw_only=True):
     scale: Scale
     held: int | None = None
     """The count that an operator holds by hand (`mesh scale`, or `replicas: 0` in the spec); None: nobody does."""
-    zone: str = "UTC"
-    """The time zone of its schedules."""
 
 
 class ReplicaReading(Part, frozen=True, kw_only=True):
