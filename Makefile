@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-proxy soak bench-packing bench-placement bench-sim clean
+.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-proxy soak bench-packing bench-placement bench-sim bench-lab clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ bench-placement: $(VENV)/.dev ## measure how fast replicas are placed, beside pl
 
 bench-sim: $(VENV)/.dev ## simulate 10,000 clusters in trouble, each from its seed (half an hour; BENCH="--seeds 1..500")
 	@$(BIN)/python -m tests.simulation $(or $(BENCH),--seeds 1..10000)
+
+bench-lab: $(VENV)/.dev ## suffer every fault and event on five hosts and write the tables of docs/failures.md (an hour; as root)
+	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m tests.lab.measure $(BENCH)
 
 clean: ## remove what make made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,6 +14,7 @@ from tests.lab import events
 from tests.lab.faults import FAULTS, Fault, suffer
 from tests.lab.lab import Lab, remove
 from tests.lab.operator import Operator
+from tests.lab.record import Recorder
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.consul, pytest.mark.slow]
 
@@ -26,7 +27,8 @@ def operator() -> Iterator[Operator]:
     try:
         operator.load_image()
         events.serve(operator)
-        yield operator
+        with Recorder(operator):
+            yield operator
     finally:
         remove()
 

@@ -13,6 +13,7 @@ from tests.lab import events
 from tests.lab.events import EVENTS, Event
 from tests.lab.lab import Lab, remove
 from tests.lab.operator import Operator, eventually
+from tests.lab.record import Recorder
 from tests.lab.traffic import Traffic
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.consul, pytest.mark.slow]
@@ -24,7 +25,8 @@ def operator() -> Iterator[Operator]:
     try:
         operator.load_image()
         events.serve(operator)
-        yield operator
+        with Recorder(operator):
+            yield operator
     finally:
         remove()
 
@@ -32,7 +34,7 @@ def operator() -> Iterator[Operator]:
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.name)
 def test_no_request_fails(operator: Operator, event: Event) -> None:
     before = operator.running(operator.names())
-    with Traffic(operator.vip(), operator.names()) as traffic:
+    with Traffic(operator.vip(), operator.names(), record=operator.record) as traffic:
         eventually("load", traffic.more(50))
         event.do(operator)
         eventually("load after it", traffic.more(50))

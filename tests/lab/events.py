@@ -99,8 +99,8 @@ def undo_a_release(operator: Operator) -> None:
 
 
 def scale_down_and_up(operator: Operator) -> None:
-    operator.mesh("h1", "scale", "web=1")
-    settled(operator, "one replica is left", 1)
+    operator.mesh("h1", "scale", "web=2")
+    settled(operator, "two replicas are left", 2)
     operator.mesh("h1", "scale", f"web={operator.count}")
     settled(operator, "all replicas are there again")
 

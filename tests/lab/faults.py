@@ -15,6 +15,7 @@ from tests.lab import events, parts
 from tests.lab.lab import Lab
 from tests.lab.operator import Operator, eventually
 from tests.lab.traffic import Failure, Traffic
+from tests.simulation.history import Trouble
 
 Who = Callable[[Operator], Sequence[str]]
 
@@ -78,9 +79,12 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
             events.roll_out(operator)  # what returned from an earlier fault has nothing
         before = operator.running(operator.names())
         out = moved = None
-        with Traffic(operator.vip(), others if fault.alone else operator.names()) as traffic:
+        with Traffic(operator.vip(), others if fault.alone else operator.names(), record=operator.record) as traffic:
             eventually("load", traffic.more(100))
             began = time.monotonic()
+            troubled = [*victims, *["store"][: any(victim in operator.lab.servers for victim in victims)]]
+            for who in troubled:
+                operator.record(Trouble(time.time(), who, fault.name, begins=True))
             for victim in victims:
                 fault.strike(operator.lab, victim)
             if fault.out:
@@ -103,6 +107,8 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
             eventually("no doubt is left", lambda: all(operator.doubt(name) == ("", "") for name in operator.names()))
             events.heard(operator)
             events.settled(operator, "all is well after", within=120)
+            for who in troubled:
+                operator.record(Trouble(time.time(), who, fault.name, begins=False))
             back = time.monotonic() - healed
             eventually("load after it", traffic.more(100))
         after = operator.running(operator.names())

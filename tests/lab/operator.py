@@ -17,6 +17,7 @@ from tests.lab import parts, switch
 from tests.lab.lab import Lab
 from tests.lab.system import LabError
 from tests.parts.images import python_image
+from tests.simulation.history import Fact
 
 APP = Path(__file__).parents[1] / "e2e" / "app.py"
 SERVICE = {
@@ -41,6 +42,8 @@ class Operator:
         self.lab = lab
         self.count = count
         self.image = ""
+        self.record: Callable[[Fact], None] = lambda _: None
+        """Tells whoever keeps the history."""
 
     # ── what is wanted
 
@@ -60,10 +63,10 @@ class Operator:
     def put(self, key: str, document: Mapping[str, Any]) -> None:
         """Raises `OSError` while no host's Consul has a leader."""
         body = json.dumps(document).encode()
-        self._asked(lambda host: urlopen(Request(_url(host, key), body, method="PUT"), timeout=5).close())
+        self.asked(lambda host: urlopen(Request(_url(host, key), body, method="PUT"), timeout=5).close())
 
     def delete(self, key: str) -> None:
-        self._asked(lambda host: urlopen(Request(_url(host, key), method="DELETE"), timeout=5).close())
+        self.asked(lambda host: urlopen(Request(_url(host, key), method="DELETE"), timeout=5).close())
 
     def mesh(self, host: str, *arguments: str, check: bool = True) -> str:
         """What the command line says on a host."""
@@ -86,7 +89,7 @@ class Operator:
                     return {}
                 raise
 
-        return self._asked(value)
+        return self.asked(value)
 
     def index(self, key: str) -> int:
         """When it was last written."""
@@ -95,7 +98,7 @@ class Operator:
             with urlopen(_url(host, key), timeout=5) as answer:
                 return int(json.load(answer)[0]["ModifyIndex"])
 
-        return self._asked(row)
+        return self.asked(row)
 
     def replicas(self, nodes: Iterable[str], service: str = "web") -> list[dict[str, Any]]:
         """As their agents report them, each with its `node`."""
@@ -104,7 +107,7 @@ class Operator:
             with urlopen(_url(host, "observed/nodes/") + "?recurse&stale", timeout=5) as answer:
                 return json.load(answer)
 
-        reports = {row["Key"].rpartition("/")[2]: json.loads(b64decode(row["Value"])) for row in self._asked(rows)}
+        reports = {row["Key"].rpartition("/")[2]: json.loads(b64decode(row["Value"])) for row in self.asked(rows)}
         return [{**one, "node": node} for node in nodes for one in reports.get(node, {}).get("replicas", [])
                 if one["service"] == service]  # fmt: skip
 
@@ -144,7 +147,7 @@ class Operator:
             with urlopen(f"http://{switch.address(host)}:8500/v1/status/leader", timeout=2) as answer:
                 return f"h{int(json.load(answer).split(':')[0].rpartition('.')[2]) - 10}"
 
-        return self._asked(asked)
+        return self.asked(asked)
 
     def sends_to(self, asked: str, node: str, service: str = "web") -> bool:
         """Whether a host's DNS and proxy send to what another host runs."""
@@ -152,7 +155,7 @@ class Operator:
             endpoints = json.load(answer)["services"][service]["endpoints"]
         return any(one["node"] == node and one.get("state", "ready") == "ready" for one in endpoints)
 
-    def _asked(self, ask: Callable[[str], T]) -> T:
+    def asked(self, ask: Callable[[str], T]) -> T:
         """Of the first host that is on, has no fault, and answers."""
         error: Exception = LabError("no host is well")
         for host in self.lab.hosts:
@@ -179,11 +182,10 @@ def eventually(what: str, holds: Callable[[], object], within: float = DEADLINE,
 
 
 def one_per_slot(replicas: Sequence[Mapping[str, Any]], count: int) -> bool:
-    """Exactly one live replica in each of the slots 1 to `count`, and it is ready."""
+    """As many live replicas as that, each in a slot of its own, and all are ready."""
     live = [one for one in replicas if one["state"] not in ("stopped", "failed", "lost")]
-    return sorted(one["slot"] for one in live) == list(range(1, count + 1)) and all(
-        one["state"] == "ready" for one in live
-    )
+    slots = {one["slot"] for one in live if one["state"] == "ready"}
+    return len(slots) == len(live) == count
 
 
 def _url(host: str, key: str) -> str:

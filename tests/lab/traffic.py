@@ -2,7 +2,8 @@
 
 Requests begin at their times whether or not earlier ones have been answered, so that a stall is felt by as many as
 it would be. On each host every other request opens a connection of its own; the rest share connections that are kept.
-Nothing is tried again: whatever does not end in a whole `200` has failed.
+Every fourth first asks the host's DNS for the name. Nothing is tried again: whatever does not end in a whole `200` has
+failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Self
 
+from dnslib import RCODE, DNSRecord
+
 from tests.lab.system import NAME, LabError
+from tests.simulation.history import Failed
 
 CLONE_NEWNET = 0x40000000
 TIMEOUT = 10.0
@@ -30,6 +34,7 @@ KEPT = 16
 KEPT_FOR = 2.0
 """Seconds after which a kept connection is given up, before the proxy does."""
 
+RESOLVED_EVERY = 4
 SLOW_EVERY = 20
 """Each so-manieth request takes a while (`/slow`), so that some are always on their way."""
 
@@ -88,8 +93,19 @@ class _Client:
 class Traffic:
     """`with Traffic("10.96.0.1", ["h1", "h2"]) as traffic:` runs until the end of the block, and waits for the last."""
 
-    def __init__(self, address: str, hosts: Sequence[str], rate: float = 200.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        hosts: Sequence[str],
+        *,
+        name: str = "web.svc.cluster",
+        rate: float = 200.0,
+        record: Callable[[Failed], None] = lambda _: None,
+    ) -> None:
+        """`address`: what `name` must lead to; `record`: is told of what fails."""
+        self._record = record
         self.address = address
+        self.name = name
         self.rate = rate
         self.answers: Counter[str] = Counter()
         """By what the replicas say who they are."""
@@ -137,13 +153,31 @@ class Traffic:
         path = "/slow" if number % SLOW_EVERY == 0 else "/"
         try:
             async with asyncio.timeout(TIMEOUT):
+                if number % RESOLVED_EVERY == 1:
+                    await self._resolve(client)
                 who = await self._exchange(client, path, keep=number % 2 == 0)
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            self.failures.append(Failure(began, client.host, f"{path} {error!r}"))
+            self._fail(Failure(began, client.host, f"{path} {error!r}"))
         else:
             self.answers[who] += 1
             if path == "/":
                 self.slowest = max(self.slowest, time.monotonic() - began)
+
+    def _fail(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        now, lasted = time.time(), time.monotonic() - failure.began
+        self._record(Failed(now, failure.host, now - lasted, failure.what))
+
+    async def _resolve(self, client: _Client) -> None:
+        with client.inside():
+            asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with asker:
+            asker.setblocking(False)
+            asker.connect(("127.0.0.1", 53))
+            asker.send(DNSRecord.question(self.name).pack())
+            answer = DNSRecord.parse(await asyncio.get_running_loop().sock_recv(asker, 4096))
+        if [str(one.rdata) for one in answer.rr] != [self.address]:
+            raise ValueError(f"{self.name}: {RCODE[answer.header.rcode]} {answer.rr}")
 
     async def _exchange(self, client: _Client, path: str, *, keep: bool) -> str:
         reader, writer = await client.connection(self.address, keep=keep)

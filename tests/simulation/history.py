@@ -1,7 +1,7 @@
 """What happened, as plain facts with their times: all that the oracle and the story know.
 
-The simulation records them as they happen; a laboratory can record the same from a watch of the store, the events of
-its engines and the answers of its data planes.
+The simulation records them as they happen; the laboratory from a watch of the store, the events of its engines, the
+answers of its data planes and the requests that are made of them.
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ class Offered:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A request through a node's data plane came to nothing."""
+
+    at: float
+    node: str
+    began: float
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """A fault begins or ends. `who`: a node, a scheduler, `store`, or a service (whose own programs misbehave)."""
 
@@ -86,4 +96,4 @@ class Said:
     is_error: bool = False
 
 
-Fact = Written | Started | Ended | ToldToStop | Offered | Trouble | Said
+Fact = Written | Started | Ended | ToldToStop | Offered | Failed | Trouble | Said

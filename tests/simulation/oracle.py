@@ -8,6 +8,7 @@ f  while nobody is in trouble, a rollout or drain leaves as many replicas availa
 d  an endpoint that is offered was fit for it a moment ago; what has been told to stop is offered no more
 a  after the last trouble running equals desired, with one live replica per slot, and stays so
 g  reconciling the final state changes nothing
+h  no request fails while nobody is in trouble
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mesh.spec.service import ServiceSpec, trusted_spec
 from mesh.store import Entry
 from mesh.units import parse_share
 from mesh.view import View, ViewReader, decode_document
-from tests.simulation.history import Ended, Fact, Offered, Said, Started, ToldToStop, Trouble, Written
+from tests.simulation.history import Ended, Fact, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,9 @@ class Oracle:
                     self.violated("d", f"{fact.id} gets {fact.signal} while its own node offers it as {state}")
             case Offered():
                 self.offered[fact.node] = fact.endpoints
+            case Failed(_, node, began, how):
+                if not any(self.troubles.values()) and began > max(self._calm_since.values(), default=-math.inf):
+                    self.violated("h", f"a request on {node} failed: {how}")
             case Trouble(_, who, what, begins):
                 (self.troubles[who].add if begins else self.troubles[who].discard)(what)
                 self._calm_since[who] = fact.at

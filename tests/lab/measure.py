@@ -1,0 +1,155 @@
+"""Suffers every fault and every event, several times, and writes the tables of docs/failures.md.
+
+    python -m tests.lab.measure [--samples N] [--only WORD…] [--keep FILE]      (as root; `make bench-lab`)
+
+Five hosts, three of them Consul servers, ten replicas, 200 requests a second. All of it takes an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from tests.lab import events
+from tests.lab.events import EVENTS, Event
+from tests.lab.faults import FAULTS, Fault, suffer
+from tests.lab.lab import Lab, remove
+from tests.lab.operator import Operator, eventually
+from tests.lab.system import LabError
+from tests.lab.traffic import Traffic
+
+PAGE = Path(__file__).parents[2] / "docs" / "failures.md"
+HOSTS, SERVERS, REPLICAS = 5, 3, 10
+REQUESTS = 10_000
+"""At least, during each event; it is repeated until then."""
+
+T = TypeVar("T", Event, Fault)
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one fault or event; seconds."""
+
+    name: str
+    requests: int
+    failed: int
+    out: float | None = None
+    moved: float | None = None
+    unserved: float = 0.0
+    slowest: float = 0.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samples", type=int, default=3, help="of each fault")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="what has one of these in its name")
+    parser.add_argument("--keep", type=Path, help="a file of samples: new ones are added, and all count for the tables")
+    options = parser.parse_args(arguments)
+
+    takes: list[Callable[[Operator], Sample]] = [
+        partial(_during, event=event) for event in _named(EVENTS, options.only)
+    ]
+    for fault in _named(FAULTS, options.only):
+        takes += [partial(_suffered, fault=fault)] * options.samples
+    keep: Path | None = options.keep
+    samples = msgspec.json.decode(keep.read_bytes(), type=list[Sample]) if keep and keep.exists() else []
+    operator = Operator(Lab.up(HOSTS, SERVERS, say=print), REPLICAS)
+    broken = 0
+    try:
+        operator.load_image()
+        events.serve(operator)
+        for take in takes:
+            try:
+                samples.append(take(operator))
+            except (AssertionError, LabError) as error:
+                broken += 1
+                print(f"BROKEN {take}: {error}", file=sys.stderr, flush=True)
+                for host in operator.names():
+                    operator.lab.heal(host)
+                continue
+            print(samples[-1], file=sys.stderr, flush=True)
+            if keep:
+                keep.write_bytes(msgspec.json.encode(samples))
+    finally:
+        remove()
+    write_tables(PAGE, samples)
+    return 1 if broken else 0
+
+
+def _named(every: Iterable[T], words: Sequence[str]) -> list[T]:
+    return [one for one in every if any(word in one.name for word in words)]
+
+
+def _during(operator: Operator, event: Event) -> Sample:
+    with Traffic(operator.vip(), operator.names()) as traffic:
+        eventually("load", traffic.more(100))
+        while traffic.total < REQUESTS:
+            event.do(operator)
+    return Sample(name=event.name, requests=traffic.total, failed=len(traffic.failures), slowest=traffic.slowest)
+
+
+def _suffered(operator: Operator, fault: Fault) -> Sample:
+    found = suffer(operator, fault, fault.lasts)
+    return Sample(name=fault.name, requests=found.requests, failed=len(found.failures), out=found.out,
+                  moved=found.moved, unserved=found.unserved)  # fmt: skip
+
+
+# ── the tables
+
+
+def write_tables(page: Path, samples: Sequence[Sample]) -> None:
+    """Puts what was measured between the marks of the page; a row without a sample is left out."""
+    text = page.read_text(encoding="utf-8")
+    for name, rows in (("events", event_rows(samples)), ("faults", fault_rows(samples))):
+        begin, end = f"<!-- {name}: written by make bench-lab -->\n", f"<!-- end of {name} -->\n"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n".join(rows) + "\n" + end + rest.partition(end)[2]
+    page.write_text(text, encoding="utf-8")
+
+
+def event_rows(samples: Sequence[Sample]) -> list[str]:
+    newest = {sample.name: sample for sample in samples}
+    rows = [f"| {one.name} | {one.requests:,} | {one.failed or 'none'} | {one.slowest * 1000:.0f} ms |"
+            for event in EVENTS if (one := newest.get(event.name))]  # fmt: skip
+    return ["| during | requests | failed | slowest |", "|---|---|---|---|", *rows]
+
+
+def fault_rows(samples: Sequence[Sample]) -> list[str]:
+    rows = [
+        "| fault | out of traffic | all running elsewhere | requests that failed | Swarm |",
+        "|---|---|---|---|---|",
+    ]
+    for fault in FAULTS:
+        if of_it := [sample for sample in samples if sample.name == fault.name]:
+            outs, moves = _seconds(one.out for one in of_it), _seconds(one.moved for one in of_it)
+            rows.append(f"| {_named_with_length(fault)} | {outs or 'stays in traffic'} | {moves or 'nothing moved'} | "
+                        f"{_failed(of_it)} | {fault.swarm} |")  # fmt: skip
+    return rows
+
+
+def _named_with_length(fault: Fault) -> str:
+    has_length = fault.lasts > 0 and " s" not in fault.name
+    return f"{fault.name}, for {fault.lasts:g} s" if has_length else fault.name
+
+
+def _seconds(times: Iterable[float | None]) -> str:
+    """`0.8 (1.1) s`: the median, and the worst."""
+    known = [time for time in times if time is not None]
+    return f"{statistics.median(known):.1f} ({max(known):.1f}) s" if known else ""
+
+
+def _failed(samples: Sequence[Sample]) -> str:
+    total, failed = sum(one.requests for one in samples), sum(one.failed for one in samples)
+    if not failed:
+        return f"none of {total:,}"
+    return f"{failed} of {total:,}, begun up to {max(0.0, *(one.unserved for one in samples)):.1f} s after it"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
