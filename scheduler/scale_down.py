@@ -12,13 +12,14 @@ from mesh.scheduler.forecast.cluster import Replica, Room, Site
 def first_to_go(
     replicas: Sequence[Replica], count: int, label: str, sites: Mapping[str, Site], room: Room
 ) -> Iterator[Replica]:
-    """`count` of a service's replicas, one per slot: those on draining nodes, then of other releases (they would be
-    replaced anyway), not ready, not the last ready one in a zone (a value of `label`), on the emptiest node, newest.
+    """`count` of a service's replicas, one per slot: those on draining nodes, then not ready, not the last ready one in
+    a zone (a value of `label`), on the emptiest node, newest.
 
-    Each that goes changes what is left for the next: `room` is given back.
+    Their release is of no matter: what is ready serves, and what a new release has started may never be ready. Each
+    that goes changes what is left for the next: `room` is given back.
     """
     queues: dict[str, deque[Replica]] = defaultdict(deque)
-    for replica in sorted(replicas, key=lambda one: (one.current, one.ready, -one.since, _backwards(one))):
+    for replica in sorted(replicas, key=lambda one: (one.ready, -one.since, _backwards(one))):
         queues[replica.node].append(replica)
     zones = {node: sites[node].attributes.get(label) for node in queues}
     ready = Counter(zones[replica.node] for replica in replicas if replica.ready)
@@ -26,15 +27,7 @@ def first_to_go(
     def rank(node: str) -> tuple[object, ...]:
         head, zone = queues[node][0], zones[node]
         last = head.ready and zone is not None and ready[zone] == 1
-        return (
-            not sites[node].draining,
-            head.current,
-            head.ready,
-            last,
-            room.load(node),
-            -head.since,
-            _backwards(head),
-        )
+        return not sites[node].draining, head.ready, last, room.load(node), -head.since, _backwards(head)
 
     heap = [(rank(node), node) for node in queues]
     heapq.heapify(heap)

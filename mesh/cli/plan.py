@@ -9,6 +9,7 @@ from mesh.cli import changes, forecasts, wishes
 from mesh.cli.base import Mesh
 from mesh.cli.simulate import DOES_NOT_FIT, FITS, summary
 from mesh.scheduler.forecast.end_state import Forecast, forecast
+from mesh.scheduler.forecast.headroom import no_room_to_begin
 from mesh.scheduler.forecast.live_cluster import live_cluster
 from mesh.spec.route import RouteSpec
 from mesh.spec.service import ServiceSpec
@@ -22,7 +23,11 @@ async def show_plan(mesh: Mesh, services: Sequence[ServiceSpec], routes: Sequenc
     found = changes.changes(mesh, [*services, *routes], desired.entries)
     cluster = live_cluster(_wished(view, services))
     outcome = forecast(cluster)
-    warnings = [*forecasts.warnings(cluster), *wishes.lost_targets(routes, services, view)]
+    warnings = [
+        *forecasts.warnings(cluster),
+        *no_room_to_begin(cluster, outcome),
+        *wishes.lost_targets(routes, services, view),
+    ]
     if as_json:
         console.print_json({
             "index": desired.index,

@@ -58,12 +58,19 @@ async def rebalance(
     ] = _SHARE,
     json: Json = False,
 ) -> None:
-    """What would be moved to better places: fewer nodes in use (binpack), or a more even load (spread)."""
+    """What would be moved to better places: fewer nodes in use (binpack), or a more even load (spread).
+
+    The scheduler moves it, a share at a time, once it is told to: "rebalance": {"share": 0.05, "interval": 600} in
+    desired/config.
+    """
     from mesh.cli.simulate import show_rebalance
     from mesh.scheduler.forecast.live_cluster import live_cluster
 
     if not plan:
-        raise Invalid("--plan shows what would be moved; for the scheduler to move it, set rebalance in desired/config")
+        raise Invalid(
+            "this command moves nothing: --plan shows what would be moved; the scheduler moves it, a share every "
+            f'interval, once the JSON in the key {mesh.keys.config} has "rebalance": {{"share": 0.05, "interval": 600}}'
+        )
     show_rebalance(live_cluster(await mesh.view()), share, as_json=json)
 
 

@@ -31,14 +31,16 @@ def seat(service: Service, held: Sequence[Replica], sites: Mapping[str, Site], r
     if service.blueprint is None:
         return seating
     keepers: dict[Slot, Replica] = {}
+    serving: dict[Slot, Replica] = {}
     for replica in held:
+        serving[replica.slot] = min(serving.get(replica.slot, replica), replica, key=_serves_first)
         if (other := keepers.setdefault(replica.slot, replica)) is not replica:
             keepers[replica.slot], loser = sorted((other, replica), key=lambda one: _keep_first(one, sites))
             seating.stop.append((loser, "its slot is taken"))
     if service.kind == "global":
         _seat_globally(service.blueprint, keepers, sites, seating)
     elif service.kind != "cron":  # what runs of a cron service ends by itself, of whichever release
-        _seat_counted(service, service.blueprint, keepers, sites, room, seating)
+        _seat_counted(service, service.blueprint, keepers, serving, sites, room, seating)
     for replica in keepers.values():
         if sites[replica.node].draining:
             seating.hand_over.append((replica, f"drain of {replica.node}"))
@@ -52,15 +54,21 @@ def _keep_first(replica: Replica, sites: Mapping[str, Site]) -> tuple[bool, bool
     return (not replica.current, sites[replica.node].draining, not replica.ready, replica.since, replica.id)
 
 
+def _serves_first(replica: Replica) -> tuple[bool, float, str]:
+    """Sort key for those in one slot, as they are now: ready before not ready, old before new."""
+    return (not replica.ready, replica.since, replica.id)
+
+
 def _seat_counted(
     service: Service,
     blueprint: Blueprint,
     keepers: dict[Slot, Replica],
+    serving: Mapping[Slot, Replica],
     sites: Mapping[str, Site],
     room: Callable[[], Room],
     seating: Seating,
 ) -> None:
-    """As many as are desired: the lowest free slots are filled, or the surplus is stopped."""
+    """As many as are desired: the lowest free slots are filled, or the surplus is stopped, by what serves in it now."""
     missing = service.desired - len(keepers)
     if missing >= 0:
         others = (slot for slot in itertools.count(1) if slot not in service.slots)
@@ -70,9 +78,9 @@ def _seat_counted(
         return
     spread = blueprint.spec.placement.spread
     label = spread[0].label if spread else "zone"
-    for replica in first_to_go(list(keepers.values()), -missing, label, sites, room()):
-        del keepers[replica.slot]
-        seating.stop.append((replica, f"not needed: {service.desired} of {len(keepers) - missing} are desired"))
+    for going in first_to_go([serving[slot] for slot in keepers], -missing, label, sites, room()):
+        keeper = keepers.pop(going.slot)
+        seating.stop.append((keeper, f"not needed: {service.desired} of {len(keepers) - missing} are desired"))
 
 
 def _seat_globally(

@@ -242,4 +242,7 @@ def test_rebalance_shows_its_moves(mesh: Mesh, kv: Kv) -> None:
     assert {(move["service"], move["from"], move["to"]) for move in moves} == {("web", "n1", "n2")}
     assert "after 2 moves:" in mesh("rebalance", "--plan", "--share=0.25").out
     assert mesh("rebalance", "--plan", "--share", "much").code == 2
-    assert mesh("rebalance").code == 2
+    without = mesh("rebalance")
+    assert without.code == 2
+    assert '"rebalance": {"share": 0.05, "interval": 600}' in without.err
+    assert kv.keys.config in without.err

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.model import Capacity, Want
 from mesh.scheduler.forecast.end_state import Forecast, forecast
+from mesh.scheduler.forecast.headroom import no_room_to_begin
 from mesh.scheduler.forecast.live_cluster import live_cluster
 from tests.scheduler.world import GI, World
 
@@ -88,3 +89,30 @@ def test_what_settles_after_changes_is_an_end_state(seed: int) -> None:
     assert count == {name: sum(service == name for service, _ in actual(world)) for name in world.wishes}
     assert is_quiet(ahead(world)), world.story()
     assert "n2" not in actual(world).values()
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "update", "told"),
+    [(1, 1, {}, True), (1, 2, {}, False), (3, 1, {"max_unavailable": 1}, False), (3, 2, {}, False)],
+)
+def test_an_update_that_has_no_room_to_begin_is_told(
+    count: int, nodes: int, update: dict[str, Any], told: bool
+) -> None:
+    world = World(nodes)
+    for node in world.nodes.values():
+        node.capacity = Capacity(cpu=1000, memory=GI)
+    asked: dict[str, Any] = {
+        "replicas": count,
+        "resources": {"cpu": 0.6 if count == 1 else 0.3, "memory": "64Mi"},
+        "update": update,
+    }
+    world.apply(**asked)
+    world.run(60)
+    world.apply(image="web:2", **asked)
+    cluster = live_cluster(world.view())
+    outcome = forecast(cluster)
+    assert len(outcome.placed) == count
+    assert not outcome.waiting
+    sentences = list(no_room_to_begin(cluster, outcome))
+    assert bool(sentences) is told
+    assert all("n1: needs 600m cpu, 400m free" in one and "after 10m" in one for one in sentences)

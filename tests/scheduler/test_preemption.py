@@ -163,6 +163,25 @@ def test_one_poisonous_service_does_not_stop_the_others_from_being_placed(monkey
     assert world.plans["poison"].pending[0].reasons == ["this service could not be placed: ZeroDivisionError: boom"]
 
 
+def test_a_fault_of_all_together_is_told_where_each_alone_is_placed(monkeypatch: Any) -> None:
+    from mesh.scheduler import placement
+
+    def together(requests: list[Request], nodes: list[Node], strategy: str) -> list[Placement | Refusal]:
+        if len({request.service for request in requests}) > 1:
+            raise ZeroDivisionError("boom")
+        return place(requests, nodes, strategy)
+
+    place = placement.place
+    monkeypatch.setattr(placement, "place", together)
+    world = World(2)
+    world.faults_expected = True
+    world.apply("web", replicas=2)
+    world.apply("db")
+    outcome = world.reconcile()
+    assert outcome.faults == ("each service was placed alone, as all together could not be: ZeroDivisionError: boom",)
+    world.settle()
+
+
 def test_nor_one_whose_decision_cannot_be_finished(monkeypatch: Any) -> None:
     from mesh.scheduler import releases
 
