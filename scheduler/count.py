@@ -9,6 +9,8 @@ from mesh.spec.scale import Scale
 from mesh.spec.service import ServiceSpec
 from mesh.view import View
 
+AUTOSCALER = "autoscaler"
+
 
 class Count(NamedTuple):
     """A count of replicas."""
@@ -33,13 +35,13 @@ def count_of(spec: ServiceSpec | None, by_hand: int | None, scaled: ScaleState |
     decided = scaled.replicas if scaled else None
     why = scaled.changes[-1].why if scaled and scaled.changes else ""
     if spec is None:
-        return Count(otherwise, "autoscaler", why, asleep=not otherwise) if decided is not None else Count(otherwise)
+        return Count(otherwise, AUTOSCALER, why, asleep=not otherwise) if decided is not None else Count(otherwise)
     if spec.scale is None or not spec.replicas:
         return Count(spec.replicas)
     if decided is None:
         return Count(min(max(spec.replicas, spec.scale.min), spec.scale.max))
     replicas = bounded(decided, spec.scale)
-    return Count(replicas, "autoscaler", why, asleep=not replicas)
+    return Count(replicas, AUTOSCALER, why, asleep=not replicas)
 
 
 def bounded(replicas: int, scale: Scale) -> int:
@@ -54,3 +56,8 @@ def wanted(view: View, service: str) -> Count:
     wish, plan = view.wishes.get(service), view.plans.get(service)
     spec = wish.spec if wish and not (plan and plan.errors) else None
     return count_of(spec, view.scale.get(service), view.scaled.get(service), plan.desired if plan else 0)
+
+
+def counted(view: View, spec: ServiceSpec) -> Count:
+    """The count of a service if its spec were this one."""
+    return count_of(spec, view.scale.get(spec.name), view.scaled.get(spec.name), 0)

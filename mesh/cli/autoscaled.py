@@ -86,8 +86,8 @@ def show(told: Explanation) -> None:
 
 
 def line(told: Explanation) -> str:
-    """For `-f`: one line each time that something is new."""
-    return f"{time.strftime('%H:%M:%S', time.localtime(told.time or time.time()))}  {_counts(told)}  {told.why}"
+    """For `-f`."""
+    return f"{_counts(told)}  {told.why}"
 
 
 def _counts(told: Explanation) -> str:

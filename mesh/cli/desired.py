@@ -36,12 +36,13 @@ async def apply(
     """Write services and routes. All are validated first: if one is wrong, none is written."""
     from mesh.cli import changes, wishes
     from mesh.cli.specs import read_specs
+    from mesh.scheduler.count import AUTOSCALER, Count, counted
 
     longest = seconds("--timeout", timeout)
     services, routes = read_specs(paths)
     view = await mesh.view()
-    counted = [spec for spec in services if spec.kind == "service" and spec.name not in view.scale]
-    ask_before_mass_stop(view, {spec.name: spec.replicas for spec in counted}, yes)
+    counts = {spec.name: counted(view, spec) for spec in services if spec.kind == "service"}
+    ask_before_mass_stop(view, {name: count.replicas for name, count in counts.items()}, yes)
     seen = (await changes.unchanged_since(mesh, plan)).entries if plan is not None else None
     results = await wishes.write(mesh, [*services, *routes], seen)
     if json:
@@ -54,8 +55,12 @@ async def apply(
             console.say(f"{name}: {result}")
     for spec in services:
         if spec.name in view.scale and spec.kind == "service":
-            console.note(f"{spec.name}: `mesh scale` holds it at {view.scale[spec.name]} replicas; "
-                         f"`mesh scale {spec.name}=spec` gives the count back to the spec")  # fmt: skip
+            heir = "the autoscaler" if spec.scale else "the spec"
+            console.note(f"{spec.name}: `mesh scale` holds it at {_replicas(view.scale[spec.name])}; "
+                         f"`mesh scale {spec.name}=spec` gives the count back to {heir}")  # fmt: skip
+        elif counts.get(spec.name, Count(0)).by == AUTOSCALER:
+            console.note(f"{spec.name}: the autoscaler holds it at {_replicas(counts[spec.name].replicas)}; "
+                         f"see mesh autoscale {spec.name}")  # fmt: skip
     for sentence in wishes.lost_targets(routes, services, view):
         console.note(f"warning: {sentence}; until there is, it answers 503")
     if wait:
@@ -122,7 +127,12 @@ async def scale(
         else:
             await mesh.store.put(mesh.keys.scale(name), str(count).encode())
         if not json:
-            console.say(f"{name}: {'as its spec says' if count is None else _replicas(count)}")
+            wish = view.wishes.get(name)
+            follows = wish is not None and wish.spec is not None and wish.spec.scale is not None
+            released = "the autoscaler decides" if follows else "as its spec says"
+            console.say(f"{name}: {released if count is None else _replicas(count)}")
+            if follows and count is not None:
+                console.note(f"{name}: the autoscaler leaves it alone until `mesh scale {name}=spec`")
     if json:
         console.print_json([{"service": name, "replicas": count} for name, count in wanted.items()])
 

@@ -77,6 +77,7 @@ def show_service(view: View, name: str, now: float) -> None:
         "rollout": " ".join(part for part in (service.rollout, service.rollout_message) if part),
         "name": f"{service.dns}{f' → {service.vip}' if service.vip else ''}",
         "ports": ports,
+        "scaling": service.scaling,
     }
     for key, value in facts.items():
         if value:

@@ -23,7 +23,7 @@ from mesh.model import (
     Slot,
     Want,
 )
-from mesh.scheduler.count import count_of
+from mesh.scheduler.count import counted, wanted
 from mesh.scheduler.releases import resolved
 from mesh.scheduler.service.commands import waiting_canaries
 from mesh.spec.errors import SpecError
@@ -98,6 +98,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     vip: str = ""
     dns: str = ""
     ports: dict[str, str] = {}  # name → `80/http`
+    scaling: str = ""  # who holds the count, if it is not the spec alone
     problems: list[str] = []
     pending: list[PendingStatus] = []
     runs: list[RunStatus] = []  # of a job or cron service, oldest first
@@ -147,6 +148,7 @@ def service_status(view: View, name: str) -> ServiceStatus:
         vip=plan.vip,
         dns=f"{name}.svc.{view.config.domain}",
         ports={port_name: f"{port.port}/{port.protocol}" for port_name, port in plan.ports.items()},
+        scaling=_scaling(view, name, spec),
         problems=_problems(wish.errors if wish else (), plan),
         pending=[PendingStatus(slot=pending.slot, reasons=pending.reasons) for pending in plan.pending],
         runs=_runs(view, plan),
@@ -162,12 +164,27 @@ def _rollout(view: View, name: str, plan: ServicePlan) -> str:
     return plan.rollout.state if name in view.plans else "waiting"
 
 
+def _scaling(view: View, name: str, spec: ServiceSpec | None) -> str:
+    follows = spec is not None and spec.scale is not None
+    if (by_hand := view.scale.get(name)) is not None:
+        heir = "the autoscaler" if follows else "the spec"
+        return f"held at {by_hand} by hand; `mesh scale {name}=spec` gives the count back to {heir}"
+    if spec is None or spec.scale is None:
+        return ""
+    if not spec.replicas:
+        return "off: `replicas` is 0"
+    count = wanted(view, name)
+    bounds = f"autoscaler, {spec.scale.min} to {spec.scale.max}"
+    return f"{bounds}: asleep" if count.asleep else f"{bounds}: {count.why or 'has changed nothing yet'}"
+
+
 def _problems(wish_errors: tuple[str, ...], plan: ServicePlan) -> list[str]:
     problems = [f"the spec is not in force: {error}" for error in dict.fromkeys([*wish_errors, *plan.errors])]
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         problems.append(f"rollout {plan.rollout.state}: {plan.rollout.message}".rstrip(": "))
     if plan.runs and plan.runs[-1].state is RunState.FAILED:
         problems.append(f"run {plan.runs[-1].number} failed: {plan.runs[-1].message}")
+    problems += [f"autoscaler: {warning}" for warning in plan.warnings]
     problems += [f"slot {pending.slot} waits: {'; '.join(pending.reasons)}" for pending in plan.pending]
     problems += [f"slot {slot} failed {_times(state.failures)}" for slot, state in plan.slots.items() if state.failures]
     return problems
@@ -312,13 +329,13 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
         return Progress(f"release {newest.number}", done=True)
     if spec.kind == "job":
         return _job_progress(status, newest.number)
-    wanted = plan.desired
+    asked = plan.desired
     if spec.kind == "service":
-        wanted = count_of(spec, view.scale.get(spec.name), view.scaled.get(spec.name), plan.desired).replicas
+        asked = counted(view, spec).replicas
     here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
-    text = f"release {newest.number}: {here}/{wanted} ready"
-    settled = plan.rollout.state == RolloutState.IDLE and plan.desired == wanted
-    return Progress(text, done=settled and here >= wanted)
+    text = f"release {newest.number}: {here}/{asked} ready"
+    settled = plan.rollout.state == RolloutState.IDLE and plan.desired == asked
+    return Progress(text, done=settled and here >= asked)
 
 
 def _digest(spec: ServiceSpec, view: View) -> str:

@@ -93,7 +93,8 @@ def test_status_as_json_has_a_stable_shape(mesh: Mesh, cluster: Kv) -> None:
     (web,) = mesh("status", "--json").json
     assert web == mesh("status", "web", "--json").json
     assert set(web) == {"name", "kind", "desired", "ready", "release", "rollout", "rollout_message", "since", "vip",
-                        "dns", "ports", "problems", "pending", "runs", "next_run", "replicas", "events"}  # fmt: skip
+                        "dns", "ports", "scaling", "problems", "pending", "runs", "next_run", "replicas",
+                        "events"}  # fmt: skip
     assert (web["ready"], web["desired"], web["ports"]) == (1, 4, {"http": "80/http"})
     assert set(web["replicas"][0]) == {"id", "slot", "node", "release", "state", "since", "address", "ports", "message",
                                        "exit"}  # fmt: skip

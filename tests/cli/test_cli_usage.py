@@ -16,7 +16,7 @@ from tests.cli.conftest import Kv, Mesh
 
 COMMANDS = {"dev", "agent", "scheduler", "dns", "proxy", "store", "doctor", "apply", "delete", "status", "nodes",
             "scale", "logs", "exec", "events", "resolve", "validate", "schema", "version", "simulate",
-            "plan", "explain", "rebalance", "cron", "top", "rollout", "promote", "history",
+            "plan", "explain", "rebalance", "cron", "top", "autoscale", "rollout", "promote", "history",
             "confirm-loss", "drain", "pause", "activate"}  # fmt: skip
 
 
