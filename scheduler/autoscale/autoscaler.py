@@ -98,6 +98,7 @@ class Autoscaler:
         self._unready = np.array([number >= 0 and bool(self._unready[number]) for number in chosen], np.bool_)
         self._values, self._told = np.zeros(len(columns)), np.zeros(len(columns), np.bool_)
         self._targets, self._columns = np.ones(len(columns)), columns
+        self._figures = None  # those of the last tick are of other services
         old, self._order = self._index, list(self._services.values())
         self._index = {service.name: index for index, service in enumerate(self._order)}
         stays = [(index, old[name]) for name, index in self._index.items() if name in old]
@@ -288,7 +289,7 @@ class Autoscaler:
             KeyError: for a service that is not followed, or of which nothing has been read yet.
         """
         index = self._index[service]
-        if self._figures is None or not self._board.known[index] or index >= len(self._wanted):
+        if self._figures is None or not self._board.known[index]:
             raise KeyError(service)
         return self._decision(index)
 

@@ -158,20 +158,20 @@ def ready_count(reading: Reading) -> int:
 def whole_value(metric: Metric, key: str, reading: Reading, ready: int) -> tuple[float | None, str]:
     """A metric of all replicas together, and why it is missing, or only a part.
 
-    CPU and memory: in replicas' shares; one that does not tell its own counts nothing, so that it scales nothing up,
-    and is a fault, so that it scales nothing down.
+    A replica that does not tell its part, though others do, counts nothing, so that it scales nothing up, and is a
+    fault, so that it scales nothing down. CPU and memory are sums of shares.
     """
     sample = reading.metrics.get(key)
     value, fault = hpa.sound(sample), hpa.fault_of(sample)
-    if metric.cpu is None and metric.memory is None:
+    if metric.prometheus is not None:
         return value, fault
-    told = [replica.values[key] for replica in reading.replicas
-            if replica.state is ReplicaState.READY and key in replica.values]  # fmt: skip
-    told = [one for one in told if math.isfinite(one) and one >= 0]
-    if not told:
-        return (None if value is None else value * ready), fault
-    missing = ready - len(told)
-    return sum(told), f"{missing} of {ready} replicas do not tell it" if missing else ""
+    parts = [replica.values.get(key, math.nan) for replica in reading.replicas if replica.state is ReplicaState.READY]
+    told = [part for part in parts if math.isfinite(part) and part >= 0]
+    if metric.cpu is not None or metric.memory is not None:
+        value = sum(told) if told else None if value is None else value * ready
+    if told and len(told) < len(parts):
+        fault = fault or f"{len(parts) - len(told)} of {len(parts)} replicas do not tell it"
+    return value, fault
 
 
 def is_busy(reading: Reading) -> bool:
