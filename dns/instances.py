@@ -27,7 +27,7 @@ def select(name: names.InService, service: TableService, nodes: Iterable[str] = 
         case names.AllInstances():
             return service.endpoints
         case names.SlotName(_, slot):
-            return _in_slot(str(slot), service, known=slot <= service.desired)
+            return _in_slot(str(slot), service, known=_has_slot(service, slot))
         case names.Member(_, label):
             if instances := [endpoint for endpoint in service.endpoints if endpoint.id.lower() == label]:
                 return instances
@@ -42,6 +42,11 @@ def select(name: names.InService, service: TableService, nodes: Iterable[str] = 
             return ready(endpoint for endpoint in service.endpoints if port in endpoint.ports)
         case names.PortParent(_, transport):
             return [] if any(_transport(port) == transport for port in service.ports.values()) else None
+
+
+def _has_slot(service: TableService, slot: int) -> bool:
+    """Whether the service should have it: one that has shrunk may lack some in between."""
+    return any(first <= slot <= last for first, last in service.seats or [(0, service.desired)])
 
 
 def _in_slot(slot: str, service: TableService, *, known: bool) -> list[Endpoint] | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from mesh.model import NodePlan, NodeReport, ReplicaReport, ServicePlan
 from mesh.table import IN_TABLE, Endpoint, Table, TableNode, TablePort, TableService
+from mesh.units import parse_spans
 from mesh.view import NodeView, View
 
 
@@ -130,6 +131,7 @@ def _service(plan: ServicePlan, endpoints: list[Endpoint]) -> TableService:
         discovery=plan.discovery,
         all_unready=plan.all_unready,
         desired=plan.desired,
+        seats=parse_spans(plan.seats),
         asleep=plan.asleep,
         ports={name: msgspec.convert(port, TablePort, from_attributes=True) for name, port in plan.ports.items()},
         traffic=plan.traffic,

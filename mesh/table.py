@@ -62,6 +62,7 @@ class TableService(Struct, frozen=True, kw_only=True):
     discovery: str = "vip"  # vip | direct
     all_unready: str = "any"  # any | nodata
     desired: int = 0
+    seats: list[tuple[int, int]] = []  # the first and last of its slots in a row, if they are not 1 to `desired`
     asleep: bool = False  # at zero until it is asked for: requests are held while a replica starts
     ports: dict[str, TablePort] = {}
     traffic: dict[str, Any] = {}

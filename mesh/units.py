@@ -136,10 +136,15 @@ def format_share(share: float) -> str:
     return f"{round(share * 100, 4):.10g}%"
 
 
+def parse_spans(text: str) -> list[tuple[int, int]]:
+    """`1-3,5` → [(1, 3), (5, 5)]."""
+    spans = (part.partition("-") for part in text.split(",") if part)
+    return [(int(first), int(last or first)) for first, _, last in spans]
+
+
 def parse_numbers(text: str) -> set[int]:
     """`1-3,5` → {1, 2, 3, 5}."""
-    spans = (part.partition("-") for part in text.split(",") if part)
-    return {number for first, _, last in spans for number in range(int(first), int(last or first) + 1)}
+    return {number for first, last in parse_spans(text) for number in range(first, last + 1)}
 
 
 def format_numbers(numbers: Iterable[int]) -> str:

@@ -152,6 +152,16 @@ def test_the_name_server_is_this_servers_node() -> None:
     case("ns.cluster A", "5 IN A 10.77.0.12").check(Zone(guestbook(), node="N2"))
 
 
+def test_a_slot_exists_without_an_instance_where_the_service_has_it() -> None:
+    endpoints = [instance("web", 1, "10.77.0.11")]
+    zone = Zone(Table(index=42, services={"web": TableService(desired=3, seats=[(1, 1), (3, 4)], endpoints=endpoints)}))
+    case("1.web.svc.cluster A", "5 IN A 10.77.0.11").check(zone)
+    for slot in (3, 4):
+        nodata(f"{slot}.web.svc.cluster A").check(zone)
+    for slot in (2, 5):
+        nxdomain(f"{slot}.web.svc.cluster A").check(zone)
+
+
 def test_a_slot_in_replacement_is_the_ready_instance() -> None:
     endpoints = [instance("a", 1, "10.0.0.1", release=1), instance("b", 1, "10.0.0.2", "running", release=2)]
     zone = Zone(Table(services={"web": TableService(desired=1, endpoints=endpoints)}))

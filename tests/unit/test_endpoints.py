@@ -37,6 +37,12 @@ def test_what_a_port_tells_of_addresses_reaches_the_proxy() -> None:
     }
 
 
+def test_the_slots_of_a_service_that_has_shrunk_are_told() -> None:
+    plans = {"web": ServicePlan(service="web", desired=4, seats="1-3,5"), "db": ServicePlan(service="db", desired=2)}
+    services = build_table(replace(view(), plans=plans)).services
+    assert [services[name].seats for name in ("web", "db")] == [[(1, 3), (5, 5)], []]
+
+
 def test_a_ready_replica_is_an_endpoint() -> None:
     web = build_table(view(replica())).services["web"]
     assert (web.vip, web.ports["http"].port) == ("10.96.0.1", 80)
