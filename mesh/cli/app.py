@@ -10,6 +10,7 @@ import typer
 
 from mesh import __version__, console
 from mesh.cli import (  # noqa: F401  (in the order of the help's panels)
+    autoscale,
     cron,
     daemons,
     desired,

@@ -1,4 +1,4 @@
-"""`mesh status`, `nodes`, `top`, `autoscale`, `events`: what is."""
+"""`mesh status`, `nodes`, `top`, `events`: what is."""
 
 import time
 from typing import Annotated
@@ -15,7 +15,6 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again after 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is new, until Ctrl-C.")]
 Times = Annotated[int | None, typer.Option("--times", "-n", min=1, metavar="COUNT", help="Show it so often, then end.")]
 Once = Annotated[bool, typer.Option("--once", help="Show it once.")]
-ScaledService = Annotated[str, typer.Argument(metavar="SERVICE", help="A service whose spec has a `scale`.")]
 OneService = Annotated[str | None, typer.Argument(metavar="SERVICE", help="Only this one, in detail.")]
 
 
@@ -74,28 +73,6 @@ async def top(mesh: Mesh, times: Times = None, once: Once = False, json: Json = 
         else:
             show(look)
         if left is not None and (left := left - 1) == 0:
-            break
-
-
-@command(_PANEL, example="mesh autoscale web --follow")
-@with_mesh
-async def autoscale(mesh: Mesh, service: ScaledService, follow: Follow = False, json: Json = False) -> None:
-    """What the autoscaler measures and asks for, the limit that bit, and why nothing happens, if so."""
-    from mesh.cli.autoscaled import explanations, line, show
-
-    said = ""
-    async for told in explanations(mesh, service):
-        if json and follow:
-            console.say(msgspec.json.encode(told).decode())
-        elif json:
-            console.print_json(msgspec.to_builtins(told))
-        elif not follow:
-            show(told)
-        elif (news := line(told)) != said:
-            console.say(f"{time.strftime('%H:%M:%S')}  {news}")
-            said = news
-        mesh.warn_without_leader()
-        if not follow:
             break
 
 
