@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 import consul.base
@@ -33,7 +33,7 @@ from mesh.store import (
     key_fault,
 )
 from mesh.store.consul_http import WATCH_WAIT, Answer, Transport
-from mesh.store.marks import MarkedPrefix
+from mesh.store.marks import Mark, MarkedPrefix
 from mesh.store.watching import changes
 from mesh.units import format_duration
 
@@ -70,6 +70,7 @@ class _NewSession(msgspec.Struct):
 
 
 _decode_rows = msgspec.json.Decoder(list[_Row]).decode
+_decode_marks = msgspec.json.Decoder(list[Mark]).decode
 _decode_txn = msgspec.json.Decoder(_TxnAnswer).decode
 _decode_session = msgspec.json.Decoder(_NewSession).decode
 
@@ -150,6 +151,12 @@ class ConsulStore:
         params = [("keys", ""), ("separator", "/"), ("stale", ""), *_waiting(beyond)]  # the answer has few names
         return self._index(await self._http.watch(f"/v1/kv/{prefix}", params))
 
+    async def marks(self, prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
+        """The index of the prefix, and its keys without their values."""
+        answer = await self._http.ask("GET", f"/v1/kv/{prefix}", [("recurse", ""), *_stale(stale)])
+        rows = self._http.read(_decode_marks, answer) if answer.status == 200 else []
+        return self._index(answer), {row.key: row for row in rows}
+
     async def read(self, key: str, *, stale: bool = False) -> Entry | None:
         """Like `get`, in one go."""
         answer = await self._http.ask("GET", f"/v1/kv/{_checked(key)}", _stale(stale))
@@ -189,7 +196,7 @@ class ConsulStore:
             # No node checks: the TTL alone ends it, so that it outlives a restart of the local Consul agent.
             "Checks": [],
         }
-        answer = await self._http.ask("PUT", "/v1/session/create", data=json.dumps(wanted))
+        answer = await self._http.ask("PUT", "/v1/session/create", data=json.dumps(wanted), repeatable=False)
         return self._http.read(_decode_session, answer).id
 
     async def renew_session(self, session: str) -> bool:

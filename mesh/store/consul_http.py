@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,9 @@ from mesh.store import StoreDenied, StoreRejected, StoreUnavailable
 
 ANSWER_TIMEOUT = 10.0
 """Seconds for one call. Consul itself holds a call for up to 7 s while it elects a leader."""
+FIRST_PATIENCE = 3.0
+"""Seconds until a call is made once more, in the same time. Consul may have passed it to a server that has just died:
+it sends new questions elsewhere after 3 to 5 s, and leaves the old one where it is."""
 WATCH_WAIT = 55.0
 """Seconds a blocking query waits; then it answers in full, which is the watch's full re-read."""
 WATCH_TIMEOUT = WATCH_WAIT * 17 / 16 + 5.0
@@ -33,6 +37,10 @@ CONNECT_TIMEOUT = 3.0
 
 
 _T = TypeVar("_T")
+
+
+class _NoAnswer(StoreUnavailable):
+    """Silence: whether it was done, nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,20 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         self._watching = _session(tls, connections=0)
 
     async def ask(
-        self, method: str, path: str, params: Sequence[tuple[str, Any]] = (), data: bytes | str | None = None
+        self,
+        method: str,
+        path: str,
+        params: Sequence[tuple[str, Any]] = (),
+        data: bytes | str | None = None,
+        *,
+        repeatable: bool = True,
     ) -> Answer:
-        return await self._send(self._asking, ANSWER_TIMEOUT, method, self.uri(path, list(params)), data)
+        """`repeatable`: made twice it does no harm. A condition that the first has made untrue is one that failed."""
+        url = self.uri(path, list(params))
+        if repeatable:
+            with suppress(_NoAnswer):
+                return await self._send(self._asking, FIRST_PATIENCE, method, url, data)
+        return await self._send(self._asking, ANSWER_TIMEOUT - FIRST_PATIENCE * repeatable, method, url, data)
 
     async def watch(self, path: str, params: Sequence[tuple[str, Any]]) -> Answer:
         return await self._send(self._watching, WATCH_TIMEOUT, "GET", self.uri(path, list(params)), None)
@@ -103,7 +122,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 "check CONSUL_CACERT, CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY"
             ) from error
         except TimeoutError as error:
-            raise StoreUnavailable(f"the store at {self.base_uri} did not answer in time") from error
+            raise _NoAnswer(f"the store at {self.base_uri} did not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise StoreUnavailable(
                 f"cannot reach the store at {self.base_uri}: {error}; is it running, and is CONSUL_HTTP_ADDR right?"

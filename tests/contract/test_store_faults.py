@@ -230,6 +230,7 @@ async def test_an_impossible_address_is_refused(address: str) -> None:
 @pytest.mark.consul
 async def test_a_hanging_store_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.store.consul_http.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("mesh.store.consul_http.FIRST_PATIENCE", 0.1)
     with ConsulServer(tmp_path) as consul:
         async with connected(consul.settings) as store:
             await store.put("t/a", b"")
@@ -237,6 +238,31 @@ async def test_a_hanging_store_is_unavailable(tmp_path: Path, monkeypatch: pytes
             with pytest.raises(StoreUnavailable, match="did not answer in time"):
                 await store.put("t/a", b"1")
             consul.resume()
+
+
+async def test_a_question_that_gets_no_answer_is_asked_again_and_a_new_session_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mesh.store.consul_http.ANSWER_TIMEOUT", 10.0)
+    monkeypatch.setattr("mesh.store.consul_http.FIRST_PATIENCE", 0.1)
+    asked: list[str] = []
+
+    async def answer_the_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split()[1].decode())
+        if len(asked) == 2:
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntrue")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer_the_second, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, connected(StoreSettings(address=f"127.0.0.1:{port}")) as store:
+        assert await store.put("t/a", b"1", cas=7)
+        assert asked == ["/v1/kv/t/a?cas=7"] * 2
+        monkeypatch.setattr("mesh.store.consul_http.ANSWER_TIMEOUT", 0.3)
+        with pytest.raises(StoreUnavailable):
+            await store.create_session("s", 10)
+        assert asked[2:] == ["/v1/session/create"]
 
 
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ from mesh.store import (
     key_fault,
 )
 from mesh.store.embedded_state import Draft, Refused, Row, Session, State, UnknownSession
+from mesh.store.marks import Mark
 
 _T = TypeVar("_T")
 
@@ -64,6 +65,11 @@ class FakeStore:
     async def list(self, prefix: str, *, stale: bool = False) -> Listing:
         await self._reach()
         return Listing(self._state.prefix_index(prefix), {row.key: _entry(row) for row in self._state.scan(prefix)})
+
+    async def marks(self, prefix: str) -> tuple[int, Mapping[str, Mark]]:
+        listing = await self.list(prefix)
+        marks = {key: Mark(key, entry.modify_index, entry.session) for key, entry in listing.entries.items()}
+        return listing.index, marks
 
     async def put(self, key: str, value: bytes, *, cas: int | None = None) -> bool:
         await self._reach(key, value)

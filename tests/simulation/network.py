@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from mesh.keys import Keys
 from mesh.store import Change, Entry, Listing, Op, StoreError, StoreUnavailable, TxnResult
 from mesh.store.embedded_state import Draft, Session
-from mesh.store.marks import MarkedPrefix
+from mesh.store.marks import Mark, MarkedPrefix
 from mesh.store.watching import changes
 from tests.fakes.store import FakeStore
 from tests.simulation.clock import VirtualLoop
@@ -236,6 +236,9 @@ class Link:
 
     async def touched(self, prefix: str, beyond: int) -> int:
         return (await self._query(prefix, beyond)).index
+
+    async def marks(self, prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
+        return await self._ask(lambda: self._middle.marks(prefix))
 
     async def read(self, key: str, *, stale: bool = False) -> Entry | None:
         return await self.get(key)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from mesh.store import Entry, Listing, Op
-from mesh.store.marks import MANY, MarkedPrefix, mark_of, marked
+from mesh.store.marks import MANY, Mark, MarkedPrefix, mark_of, marked
 from tests.fakes.store import FakeStore
 
 
@@ -28,6 +28,10 @@ class Server:
     async def list(self, prefix: str, *, stale: bool = False) -> Listing:
         self.asked.append(prefix if stale else f"{prefix} of the leader")
         return await self._of(stale).list(prefix)
+
+    async def marks(self, prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
+        self.asked.append(prefix if stale else f"{prefix} of the leader")
+        return await self._of(stale).marks(prefix)
 
     async def read(self, key: str, *, stale: bool = False) -> Entry | None:
         self.asked.append(key if stale else f"{key} of the leader")
