@@ -30,6 +30,7 @@ from mesh.scheduler.reconcile import reconcile
 from mesh.settings import SchedulerSettings
 from mesh.store import Entry, Listing, Op, Store, StoreError, lease
 from mesh.transactions import transactions
+from mesh.trials import Trials
 from mesh.view import View, ViewReader, encode_document, leader_of
 
 log = logging.getLogger(__name__)
@@ -248,6 +249,7 @@ class _Term:
         self._new_id = new_id
         self._prober = prober
         self.autoscaling = autoscaling
+        self._trials = Trials()
         self._reader = ViewReader(keys)
         self._changed = Signal()
         self._read: dict[str, Listing] = {}
@@ -263,6 +265,7 @@ class _Term:
                 tasks.spawn(self._watch(prefix), f"watch {prefix}")
             tasks.spawn(self._hear(), "hear")
             tasks.spawn(self.autoscaling.run(self._changed.set), "autoscaling")
+            tasks.spawn(self._trials.run(self._changed.set), "canaries")
             leading = tasks.spawn(self._lead(), "lead")
             lost = tasks.spawn(self._lock.lost(), "lock lost")
             await asyncio.wait((leading, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -322,7 +325,16 @@ class _Term:
         view = self.autoscaling.overlaid(self._view())
         started = time.perf_counter()
         hearing = Hearing(self._prober.sights, self._prober.pace)
-        outcome = reconcile(view, self._clock(), self._new_id, self._memory, hearing=hearing, keys=self._keys)
+        outcome = reconcile(
+            view,
+            self._clock(),
+            self._new_id,
+            self._memory,
+            hearing=hearing,
+            served=self._trials.served,
+            keys=self._keys,
+        )
+        self._trials.follow(view, outcome)
         outcome = self.autoscaling.added_to(outcome, view)
         self._counters.reconciles += 1
         self._counters.seconds += time.perf_counter() - started

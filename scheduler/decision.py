@@ -20,6 +20,7 @@ from mesh.scheduler.hosts import Condition, Hosts
 from mesh.scheduler.placement import Holding, Placement, Refusal, Request
 from mesh.scheduler.plan import MAX_PENDING, Story
 from mesh.scheduler.sentences import ending, listed
+from mesh.scheduler.service.rollout import Served
 from mesh.spec.service import Restart
 from mesh.units import format_numbers, parse_numbers
 from mesh.view import Command, Wish
@@ -33,8 +34,8 @@ class Scene:
     """What all services of one reconcile have in common.
 
     `configs` are the values that specs may name; `alive` tells whether a replica of a node has not ended yet, `demands`
-    what lies on a node; `busy` are drained nodes that run more than global services; `watched_since`: when this leader
-    began to look.
+    what lies on a node; `busy` are drained nodes that run more than global services; `served`: what replicas of which
+    that is of interest were sent lately; `watched_since`: when this leader began to look.
     """
 
     hosts: Hosts
@@ -42,6 +43,7 @@ class Scene:
     alive: Callable[[str, str], bool]
     demands: Callable[[str], Iterable[Demand]]
     busy: Collection[str]
+    served: Mapping[str, Served]
     watched_since: float
     now: float
 

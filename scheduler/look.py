@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mesh.model import Assignment, NodePlan, ReplicaReport, ScaleState, ServicePlan, Slot, Want
+from mesh.model import Assignment, NodePlan, ReplicaReport, RolloutState, ScaleState, ServicePlan, Slot, Want
 from mesh.scheduler.classify import Replica
 from mesh.scheduler.decision import Decision, Scene
 from mesh.scheduler.hosts import Condition, Hosts, Memory, Sighting
 from mesh.scheduler.placement import Node, Refusal, Request
 from mesh.scheduler.releases import config_names
+from mesh.scheduler.service.rollout import Served
 from mesh.view import Command, View, Wish
 
 Muster = Mapping[str, Sequence[Replica]]
@@ -53,6 +54,7 @@ class Settled:
     muster: Muster
     watched_since: float
     until: float
+    served: Mapping[str, Served | None] = field(default_factory=dict)  # of its canaries
     hosts: Hosts | None = None
     busy: Collection[str] = ()
 
@@ -66,6 +68,7 @@ class Settled:
             and self.scaled is view.scaled.get(name)
             and self.command is view.commands.get(name)
             and (not self.configs or all(view.configs.get(key) == value for key, value in self.configs.items()))
+            and (not self.served or all(scene.served.get(id) == known for id, known in self.served.items()))
             and scene.now < self.until
             and self.watched_since == scene.watched_since
             and (self.hosts is None or (self.hosts is scene.hosts and self.busy == scene.busy))
@@ -84,6 +87,8 @@ def settled(decision: Decision, muster: Muster) -> Settled | None:
         decision, given.plan, given.wish, given.scale, given.scaled, given.command, configs, muster,
         scene.watched_since, until,
     )  # fmt: skip
+    if decision.plan.rollout.state is RolloutState.CANARY:
+        known = replace(known, served={one.id: scene.served.get(one.id) for one in given.replicas})
     del decision.given  # the picture of then would be kept for as long as the decision is
     if decision.plan.kind == "global" or any(one.condition is Condition.GONE for one in given.replicas):
         return replace(known, hosts=scene.hosts, busy=scene.busy)

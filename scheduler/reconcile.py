@@ -40,6 +40,7 @@ from mesh.scheduler.plan import Outcome, Story
 from mesh.scheduler.plan_size import PlanSizes
 from mesh.scheduler.rebalance import next_at, rebalanced
 from mesh.scheduler.service.decide import ServiceDecision
+from mesh.scheduler.service.rollout import Served
 from mesh.scheduler.start_brake import StartBrake
 from mesh.scheduler.vips import VipPool
 from mesh.spec.checks import MAX_NAME
@@ -47,6 +48,7 @@ from mesh.view import View
 
 NO_MEMORY = Memory()
 NO_MUSTER: Muster = {}
+NOTHING_SERVED: Mapping[str, Served] = {}
 
 MAX_ROUNDS = 12
 """Of evictions: each goes at least 10 priorities down, from 100 to 0."""
@@ -64,6 +66,7 @@ def reconcile(
     memory: Memory = NO_MEMORY,
     *,
     hearing: Hearing = NO_HEARING,
+    served: Mapping[str, Served] = NOTHING_SERVED,
     lost_after: float = LOST_AFTER,
     keys: Keys = Keys(),  # noqa: B008 - immutable
 ) -> Outcome:
@@ -75,6 +78,7 @@ def reconcile(
         new_id: four hex digits, to tell the replicas of a slot apart.
         memory: what this leader remembers (from the last `Outcome`).
         hearing: what direct probes say of the nodes.
+        served: what canaries, by their id, were sent lately.
         lost_after: seconds from the end of a node's session to its replacement, where no probe tells more.
         keys: to tell what an unreadable key is about.
     """
@@ -85,7 +89,7 @@ def reconcile(
     for _ in range(MAX_ROUNDS):
         memory = remember(planned, memory, now, hearing)
         hosts = survey(planned, memory, now, lost_after, keys, hearing)
-        one = _Round(planned, hosts, replace(memory, hosts=hosts), now, unreadable)
+        one = _Round(planned, hosts, replace(memory, hosts=hosts), served, now, unreadable)
         planned, memory = one.carry_out(new_id)
         if not one.allotment.evictions:
             break  # else look again: who was evicted wants another place
@@ -149,7 +153,15 @@ def _without_command(given: Input, plan: ServicePlan) -> ServicePlan:
 class _Round:
     """One way through the picture; evictions ask for another."""
 
-    def __init__(self, view: View, hosts: Hosts, memory: Memory, now: float, unreadable: set[str]) -> None:
+    def __init__(
+        self,
+        view: View,
+        hosts: Hosts,
+        memory: Memory,
+        served: Mapping[str, Served],
+        now: float,
+        unreadable: set[str],
+    ) -> None:
         self._view = view
         self._hosts = hosts
         self._memory = memory
@@ -163,7 +175,7 @@ class _Round:
         self.allotment = Allotment()
         self.faults: list[str] = []
         busy = busy_nodes(self._tenancies, view.plans)
-        self._scene = Scene(hosts, view.configs, self._alive, self._demands, busy, memory.since or now, now)
+        self._scene = Scene(hosts, view.configs, self._alive, self._demands, busy, served, memory.since or now, now)
 
     def carry_out(self, new_id: Callable[[], str]) -> tuple[View, Memory]:
         """The picture as it is to be, and what is remembered."""

@@ -1,8 +1,8 @@
 """Replacements come back in waves: a node that starts many at once starts none of them soon.
 
-The loss of a node, or of an engine's containers, asks for all their successors at one moment. Each image that is pulled,
-process begun and probe tried slows the others, and what is slow to get ready looks as if it had failed. What rollouts
-and scaling ask for is not held: they have bounds of their own, or are meant.
+The loss of a node, or of an engine's containers, asks for all their successors at one moment. Each image that is
+pulled, process begun and probe tried slows the others, and what is slow to get ready looks as if it had failed. What
+rollouts and scaling ask for is not held: they have bounds of their own, or are meant.
 """
 
 from __future__ import annotations

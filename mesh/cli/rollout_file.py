@@ -6,9 +6,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from mesh.model import ReplicaState, RolloutCommand
 from mesh.scheduler.blueprint import draw
-from mesh.scheduler.service.rehearsal import MAX_REPLICAS, Happening, Resident, Script
+from mesh.scheduler.service.rollout import Served
+from mesh.scheduler.service.script import MAX_REPLICAS, Happening, Resident, Script
 from mesh.spec.errors import SpecError, sentences
-from mesh.spec.fields import Count, Duration, FieldFault, Part, Positive, Replicas, one_sentence
+from mesh.spec.fields import Count, Duration, FieldFault, Part, Positive, Ratio, Replicas, one_sentence
 from mesh.spec.files import located, read_document
 from mesh.spec.service import ServiceSpec, parse_spec
 
@@ -18,8 +19,11 @@ _DurationOrNever = Annotated[Duration | Literal["never"], one_sentence("a durati
 _State = Literal["starting", "running", "ready", "failed"]
 
 
+_KINDS = ("state", "action", "spec", "replicas", "success_ratio")
+
+
 class EventPart(Part):
-    """Something that happens at a time: to a replica, or by an operator."""
+    """Something that happens at a time: to a replica, by an operator, or in the proxies' figures of the canaries."""
 
     at: Duration
     slot: Positive | None = None
@@ -30,14 +34,14 @@ class EventPart(Part):
     to: Count = 0
     spec: dict[str, Any] | None = None
     replicas: Replicas | None = None
+    success_ratio: Ratio | None = None
+    requests: Positive = 100
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [kind for kind in ("state", "action", "spec", "replicas") if getattr(self, kind) is not None]
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
-            raise ValueError(
-                f"needs exactly one of state, action, spec or replicas, got {' and '.join(kinds) or 'none'}"
-            )
+            raise ValueError(f"needs exactly one of {', '.join(_KINDS)}, got {' and '.join(kinds) or 'none'}")
         if self.state is not None and (self.slot is None) == (self.replica is None):
             raise FieldFault("state", "needs a slot or a replica whose it is")
         return self
@@ -120,6 +124,7 @@ def _or_never(value: float | str) -> float | None:
 
 
 def _happening(path: str, event: EventPart, faults: list[str]) -> Happening:
+    ratio = event.success_ratio
     if event.replicas is not None and event.replicas > MAX_REPLICAS:
         faults.append(f"{path}.replicas: must be at most {MAX_REPLICAS}, got {event.replicas}")
     return Happening(
@@ -130,6 +135,7 @@ def _happening(path: str, event: EventPart, faults: list[str]) -> Happening:
         command=RolloutCommand(action=event.action, release=event.release, to=event.to) if event.action else None,
         spec=_spec(f"{path}.spec", event.spec, faults) if event.spec is not None else None,
         replicas=event.replicas,
+        served=None if ratio is None else Served(event.requests, event.requests * (1 - ratio)),
     )
 
 

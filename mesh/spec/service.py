@@ -33,6 +33,7 @@ from mesh.spec.fields import (
     Part,
     PortNumber,
     Positive,
+    Ratio,
     Replicas,
     Signal,
     Text,
@@ -195,6 +196,11 @@ class Update(Part):
     blue/green."""
     auto_promote: bool = False
     """Promote as soon as all canaries are healthy, without being asked."""
+    success_ratio: Ratio = 0.95
+    """Canaries have failed if less than this share of their requests goes well, as the proxies see it: without a status
+    from 500 on. 0: they are not judged by that."""
+    min_requests: Positive = 10
+    """How many requests canaries must have had, in the last ten seconds, to be judged by them."""
     on_failure: Literal["rollback", "pause", "continue"] = "rollback"
     """What to do when the update fails."""
 

@@ -218,7 +218,9 @@ class ServiceDecision(Decision):
             if seat.slot not in healthy and (str(seat.slot) in tried or seat.has(target.hash))
         ]  # fmt: skip
         canaries = rollout.canaries(plan.rollout, update, len(seats), base)
-        seen = rollout.Progress(len(healthy), len(seats), trying_since, self.given.scene.watched_since, canaries)
+        served = self._served(seats, target.hash) if canaries else rollout.NOTHING
+        watched_since = self.given.scene.watched_since
+        seen = rollout.Progress(len(healthy), len(seats), trying_since, watched_since, canaries, served)
         state, why = rollout.advance(plan.rollout, update, seen, now)
         self._tell_of_canaries(state, seen)
         if why and base is not None and rollout.may_roll_back(update, target, base):
@@ -241,6 +243,12 @@ class ServiceDecision(Decision):
         deadline = rollout.next_deadline(state, update, seen)
         self.wake.extend([deadline] if deadline is not None else [])
         return blueprint
+
+    def _served(self, seats: Sequence[Seat], hash: str) -> rollout.Served:
+        """What the living replicas of a release have been sent lately."""
+        known = self.given.scene.served
+        parts = [known[one.id] for seat in seats for one in seat.live if one.hash == hash and one.id in known]
+        return rollout.Served(sum(part.requests for part in parts), sum(part.failures for part in parts))
 
     def _tell_of_canaries(self, state: Rollout, seen: rollout.Progress) -> None:
         before, canaries = self.plan.rollout, f"release {state.release}: {_canaries(seen.canaries)}"

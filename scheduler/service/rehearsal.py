@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,7 +19,6 @@ from mesh.model import (
     Release,
     ReplicaReport,
     ReplicaState,
-    RolloutCommand,
     RolloutState,
     ServicePlan,
     Slot,
@@ -30,60 +29,21 @@ from mesh.model import (
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
+from mesh.scheduler.service.rollout import NOTHING, Served
+from mesh.scheduler.service.script import MAX_REPLICAS as MAX_REPLICAS
+from mesh.scheduler.service.script import Happening, Script
 from mesh.spec.service import ServiceSpec
+from mesh.units import format_share
 from mesh.view import Command, NodeView, View, Wish
 
 MAX_STEPS = 5000
-MAX_REPLICAS = 1000
-"""Desired at once: each step looks at all of them."""
+
 
 _EPOCH = 1_000_000.0
 """Where the clock begins: no time in a plan may be zero, which means never."""
 
 _ROOM = Capacity(cpu=10**9, memory=2**50)
 _OLD = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """What happens `at` (seconds): one of a replica's state (by slot, the newest there, or id), a command, another
-    spec, another count."""
-
-    at: float
-    slot: Slot | None = None
-    replica: str = ""
-    state: ReplicaState | None = None
-    command: RolloutCommand | None = None
-    spec: ServiceSpec | None = None
-    replicas: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A replica of the old release as it is at the start; `age`: seconds in that state."""
-
-    slot: int
-    state: ReplicaState = ReplicaState.READY
-    age: float = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A rehearsal: `old` runs (as `residents`) when `spec` is written, at 0.
-
-    Replicas of other specs than `old` become ready `ready_after` seconds after they were placed (None: never, unless a
-    happening says so), and fail after `fails_after`; those of `old` are ready after one second.
-    """
-
-    spec: ServiceSpec
-    old: ServiceSpec | None = None
-    residents: Sequence[Resident] = ()
-    nodes: int = 3
-    ready_after: float | None = 1.0
-    fails_after: float | None = None
-    stops_after: float = 1.0
-    happenings: Sequence[Happening] = ()
-    until: float = 3600.0
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -165,6 +125,7 @@ class _Stage:
         self._wish = Wish(script.spec, (), self._index)
         self._command: Command | None = None
         self._scale: int | None = None
+        self._served = NOTHING
         self._reports: dict[str, dict[str, ReplicaReport]] = {f"n{n}": {} for n in range(1, script.nodes + 1)}
         self._plans: dict[str, NodePlan] = {}
         self._plan: ServicePlan | None = None
@@ -233,6 +194,9 @@ class _Stage:
         if one.replicas is not None:
             self._scale = one.replicas
             return f"{self._service}: scaled to {one.replicas}"
+        if one.served is not None:
+            self._served = one.served
+            return f"{self._service}: its canaries answer {format_share(one.served.ratio)} of their requests well"
         assert one.state is not None
         return self._enter(one, one.state)
 
@@ -256,7 +220,7 @@ class _Stage:
 
     def _look(self, happened: list[str]) -> Step:
         before, known = self._plan, {one.id: one for plan in self._plans.values() for one in plan.replicas}
-        outcome = reconcile(self._view(), self._now, self._new_id, self._memory)
+        outcome = reconcile(self._view(), self._now, self._new_id, self._memory, served=self._served_each())
         self._memory = outcome.memory
         self._plan = outcome.services.get(self._service, self._plan)
         assert self._plan is not None
@@ -281,6 +245,14 @@ class _Stage:
                 for node, reports in self._reports.items()
             },
         )
+
+    def _served_each(self) -> dict[str, Served]:
+        """It is all the same which of the newest release were sent it."""
+        newest = self._plan.releases[-1].number if self._plan and self._plan.releases else 0
+        living = [report.id for reports in self._reports.values() for report in reports.values()
+                  if report.release == newest and not report.state.ended]  # fmt: skip
+        requests, failures = self._served
+        return {id: Served(requests / len(living), failures / len(living)) for id in living}
 
     def _moves(self, known: dict[str, Assignment]) -> Iterator[Action]:
         """What is placed and stopped that was not before."""

@@ -3,7 +3,7 @@
     canary ──all canaries healthy, and promoted──► rolling ──all slots healthy──► idle
 
     canary, rolling
-       │ no slot became healthy in time
+       │ no slot became healthy in time, or the canaries answer too many requests with an error
        ├─ on_failure: rollback ──► rolling, to a new release equal to the last good one (never a rollback of a rollback)
        ├─ on_failure: pause ─────► paused      (a new spec, or all slots healthy after all, ends it)
        ├─ on_failure: continue ──► rolling, with a message
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,7 +28,7 @@ from mesh.model import Release, Rollout, RolloutState, Slot, SlotState
 from mesh.scheduler.blueprint import Blueprint
 from mesh.scheduler.classify import Replica, Seat, keep_first
 from mesh.spec.service import Update
-from mesh.units import format_duration, parse_share
+from mesh.units import format_duration, format_share, parse_share
 
 UNDER_WAY = (RolloutState.ROLLING, RolloutState.CANARY)
 """States in which slots are admitted, and deadlines run."""
@@ -118,12 +119,26 @@ def resumed(rollout: Rollout, now: float, *, promoted: bool = False) -> Rollout:
     )
 
 
+class Served(NamedTuple):
+    """What the proxies have sent to replicas lately, and how much of that was answered with an error."""
+
+    requests: float = 0.0
+    failures: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return 1 - self.failures / self.requests
+
+
+NOTHING = Served()
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What a rollout is judged by; `trying_since`: for each admitted slot that is not healthy, since when it is tried.
 
-    `canaries`: of which it waits for so many. `watched_since`: nothing from before this leader began to watch counts
-    against it.
+    `canaries`: of which it waits for so many, `served`: what they have answered. `watched_since`: nothing from before
+    this leader began to watch counts against it.
     """
 
     healthy: int
@@ -131,6 +146,7 @@ class Progress:
     trying_since: Collection[float]
     watched_since: float
     canaries: int = 0
+    served: Served = NOTHING
 
     @property
     def tried(self) -> bool:
@@ -145,6 +161,8 @@ def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tup
     if rollout.state in UNDER_WAY:
         state = RolloutState.CANARY if seen.canaries else RolloutState.ROLLING
         rollout = msgspec.structs.replace(rollout, state=state)
+    if rollout.state is RolloutState.CANARY and (why := _unwell(rollout, update, seen)):
+        return rollout, why
     if rollout.state is RolloutState.CANARY and seen.tried and (update.auto_promote or rollout.promote):
         return advance(resumed(rollout, now, promoted=True), update, replace(seen, canaries=0), now)
     if seen.healthy >= seen.desired and not seen.canaries:
@@ -155,6 +173,22 @@ def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tup
     return rollout, next((why for at, why in _deadlines(rollout, update, seen) if now >= at), "")
 
 
+def _unwell(rollout: Rollout, update: Update, seen: Progress) -> str:
+    """Why the canaries are no good, by what they answer; empty if they are, or too little is known."""
+    served = seen.served
+    if served.requests < update.min_requests or served.ratio >= update.success_ratio or _goes_on(rollout, update):
+        return ""
+    got, wanted = format_share(math.floor(1000 * served.ratio) / 1000), format_share(update.success_ratio)
+    return (
+        f"its canaries answered {got} of {served.requests:.0f} requests well, {wanted} should be (update.success_ratio)"
+    )
+
+
+def _goes_on(rollout: Rollout, update: Update) -> bool:
+    """It has failed before, and goes on all the same."""
+    return bool(rollout.message) and update.on_failure == "continue"
+
+
 def next_deadline(rollout: Rollout, update: Update, seen: Progress) -> float | None:
     """When `advance` must be asked again even if nothing happens."""
     return min((at for at, _ in _deadlines(rollout, update, seen)), default=None)
@@ -162,7 +196,7 @@ def next_deadline(rollout: Rollout, update: Update, seen: Progress) -> float | N
 
 def _deadlines(rollout: Rollout, update: Update, seen: Progress) -> list[tuple[float, str]]:
     """When it fails unless something happens before, and the sentence for it."""
-    if rollout.state not in UNDER_WAY or (rollout.message and update.on_failure == "continue"):
+    if rollout.state not in UNDER_WAY or _goes_on(rollout, update):
         return []
     begun = max(rollout.since, seen.watched_since)
     healthy, progress = update.healthy_deadline, update.progress_deadline
@@ -183,8 +217,8 @@ def fail(rollout: Rollout, update: Update, target: Release, base: Release | None
     elif update.on_failure == "pause":
         state, what = RolloutState.PAUSED, "paused, as on_failure says"
     else:
-        state, what = RolloutState.ROLLING, "going on, as on_failure says"
-    since = rollout.since if state is RolloutState.ROLLING else now
+        state, what = rollout.state, "going on, as on_failure says"
+    since = rollout.since if state is rollout.state else now
     return msgspec.structs.replace(rollout, state=state, since=since, message=f"release {target.number}: {why}; {what}")
 
 

@@ -54,6 +54,15 @@ def test_what_a_setting_does(play: Any, update: dict[str, Any], expected: list[t
     assert actions(play(spec=new(**update))) == expected
 
 
+def test_canaries_that_answer_with_errors_are_taken_back(play: Any) -> None:
+    events = [{"at": "5s", "success_ratio": 1}, {"at": "9s", "success_ratio": 0.8, "requests": 40}]
+    played = play(spec=new(canary=1), events=events)
+    (rollback,) = [step for step in played["steps"] for action in step["actions"] if action["action"] == "rollback"]
+    assert rollback["at"] == 9
+    assert rollback["happened"] == ["web: its canaries answer 80% of their requests well"]
+    assert "answered 80% of 40 requests well, 95% should be" in rollback["said"][0]
+
+
 def test_a_release_that_never_gets_ready_is_rolled_back_when_its_deadline_is_over(play: Any) -> None:
     played = play(spec=new(), ready_after="never")
     assert [action for action in actions(played) if action[1] in ("rollback", "done")] == [
@@ -110,7 +119,7 @@ def test_for_people_it_is_a_story(mesh: Mesh, tmp_path: Path) -> None:
         ({"spec": {}, "evnts": []}, "evnts: unknown field (did you mean 'events'?)"),
         ({"spec": {"update": {"max_surge": 0}}}, "spec.update: max_surge and max_unavailable must not both be zero"),
         ({"spec": {}, "events": [{"at": 1}]},
-         "events.0: needs exactly one of state, action, spec or replicas, got none"),
+         "events.0: needs exactly one of state, action, spec, replicas, success_ratio, got none"),
         ({"spec": {}, "events": [{"at": 1, "state": "ready"}]},
          "events.0.state: needs a slot or a replica whose it is"),
         ({"spec": {}, "events": [{"at": 1, "action": "promot"}]},

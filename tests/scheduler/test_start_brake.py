@@ -117,9 +117,11 @@ def test_failures_all_at_once_come_back_in_waves(kind: str) -> None:
     world = World(2)
     for node in world.nodes.values():
         node.capacity = Capacity(cpu=100_000, memory=100 * GI)
-    job = {"kind": "job", "job": {"completions": 60, "parallelism": 60, "retries": 100}} if kind == "job" else {}
-    world.behave["web:1"] = Behaviour(done_after=60.0 if job else None)
-    world.apply(**(job or {"replicas": 60}))
+    spec: dict[str, Any] = {"replicas": 60}
+    if kind == "job":
+        spec = {"kind": "job", "job": {"completions": 60, "parallelism": 60, "retries": 100}}
+        world.behave["web:1"] = Behaviour(done_after=60.0)
+    world.apply(**spec)
     world.run(5)
     starting = busiest(world)
     for id in [report.id for report in world.running() if world.node_of(report.id) == "n1"]:

@@ -38,6 +38,7 @@ from mesh.scheduler.hosts import NO_HEARING, Memory
 from mesh.scheduler.look import Look
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
+from mesh.scheduler.service.rollout import Served
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec, parse_spec, trusted_spec
 from mesh.view import Command, NodeView, View, Wish
@@ -91,6 +92,7 @@ class World:
         self.node_plans: dict[str, NodePlan] = {}
         self.memory = Memory()
         self.hearing = NO_HEARING
+        self.served: dict[str, Served] = {}
         self.behave: dict[str, Behaviour] = {}
         self.cluster = ClusterPlan()
         self.index = 10
@@ -203,6 +205,12 @@ class World:
         self.scaled[name] = ScaleState(replicas=replicas, changes=[change], problems=list(problems))
         self._dirty = True
 
+    def serve(self, release: int, requests: float, failures: float, name: str = "web") -> None:
+        """So much was sent to each replica of a release lately, as the proxies tell."""
+        served = {report.id: Served(requests, failures) for report in self.running(name) if report.release == release}
+        self.served.update(served)
+        self._dirty = True
+
     def change_leader(self) -> None:
         """A new leader knows only what is in the store."""
         self.memory = Memory()
@@ -240,7 +248,7 @@ class World:
         view = self.view()
         if self.compared:
             self._compare(view)
-        outcome = reconcile(view, self.now, self.new_id, self.memory, hearing=self.hearing)
+        outcome = self._reconcile(view, self.memory)
         self.reconciles += 1
         self.last, self.memory = outcome, outcome.memory
         assert self.faults_expected or not outcome.faults, outcome.faults
@@ -299,14 +307,17 @@ class World:
     def _compare(self, view: View) -> None:
         """What is remembered of the last look spares work, and changes nothing."""
         first, look = self._next_id, self.memory.look or Look()
-        remembering = reconcile(view, self.now, self.new_id, self.memory, hearing=self.hearing)
+        remembering = self._reconcile(view, self.memory)
         self._next_id = first
         forgetful = replace(self.memory, hosts=None, look=Look(nodes=look.nodes, parked=look.parked))
-        anew = reconcile(view, self.now, self.new_id, forgetful, hearing=self.hearing)
+        anew = self._reconcile(view, forgetful)
         self._next_id = first
         assert (remembering.services, remembering.nodes) == (anew.services, anew.nodes), self.story()
         assert remembering.removed_services == anew.removed_services
         assert remembering.wake_at == anew.wake_at
+
+    def _reconcile(self, view: View, memory: Memory) -> Outcome:
+        return reconcile(view, self.now, self.new_id, memory, hearing=self.hearing, served=dict(self.served))
 
     def _every_while(self) -> None:
         """The leader's full look."""
