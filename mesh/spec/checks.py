@@ -157,6 +157,17 @@ def _scale(spec: ServiceSpec) -> Iterator[str]:
         yield "scale: a singleton has at most 1: set max to 1"
 
 
+@_of("scale", "discovery", "ports")
+def _can_wake(spec: ServiceSpec) -> Iterator[str]:
+    """A service at zero is woken by what the proxy holds for it, or by a number from elsewhere."""
+    if spec.scale is None or not spec.scale.to_zero_after or any(one.prometheus for one in spec.scale.metrics):
+        return
+    if spec.discovery != "vip":
+        yield "scale.to_zero_after: needs discovery: vip, for only what comes through the proxy wakes the service"
+    elif all(port.protocol == "udp" for port in spec.ports.values()):
+        yield "scale.to_zero_after: needs a port with protocol http or tcp, for only their clients wake the service"
+
+
 @_of("schedule", "volumes")
 def _overlap(spec: ServiceSpec) -> Iterator[str]:
     if spec.schedule is not None and spec.schedule.overlap == "allow" and spec.volumes:

@@ -53,7 +53,8 @@ def test_max_holds_whatever_the_autoscaler_says() -> None:
 
 
 def test_a_service_sleeps_only_by_the_autoscalers_zero() -> None:
-    here = world(scale={**SCALE, "min": 0, "to_zero_after": "30s"})
+    ports = {"http": {"port": 80, "protocol": "http"}}
+    here = world(scale={**SCALE, "min": 0, "to_zero_after": "30s"}, ports=ports)
     here.autoscale("web", 0, "no requests for 30 s")
     here.settle()
     plan = here.plans["web"]
