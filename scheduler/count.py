@@ -35,7 +35,7 @@ def count_of(spec: ServiceSpec | None, by_hand: int | None, scaled: ScaleState |
     decided = scaled.replicas if scaled else None
     why = scaled.changes[-1].why if scaled and scaled.changes else ""
     if spec is None:
-        return Count(otherwise, AUTOSCALER, why, asleep=not otherwise) if decided is not None else Count(otherwise)
+        return Count(otherwise) if decided is None else Count(decided, AUTOSCALER, why, asleep=not decided)
     if spec.scale is None or not spec.replicas:
         return Count(spec.replicas)
     if decided is None:

@@ -172,11 +172,7 @@ class Autoscaling:
         """Somebody waits for a service that sleeps: no matter for the next second."""
         while True:
             await self._bell.wait()
-            held = self._waiting.services()
-            woken = {name for name in held if not self._held[name] and name in self._targets}
-            self._held = held
-            if woken:
-                self._dirty |= woken
+            if any(not self._held[name] for name in self._waiting.services()):
                 self._tick(self._now())
 
     async def _look(self) -> None:
@@ -226,7 +222,8 @@ class Autoscaling:
 
     def _tick(self, now: Moment) -> None:
         started = time.perf_counter()
-        self._held = self._waiting.services()
+        before, self._held = self._held, self._waiting.services()
+        self._dirty.update(name for name in self._held | before if self._held[name] != before[name])
         names = self._dirty & self._targets.keys()
         self._dirty = set()
         readings = {name: reading for name in names if (reading := self._read(name, now))}

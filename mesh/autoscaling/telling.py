@@ -95,13 +95,13 @@ def autoscale_families(counters: AutoscaleCounters) -> list[Family]:
     decisions = [Sample(float(counters.ups), {"direction": "up"}), Sample(float(counters.downs), {"direction": "down"})]
     return [
         Family("mesh_scheduler_autoscale_decisions", "Counts that the autoscaler changed.", "counter", decisions),
-        _counter("mesh_scheduler_autoscale_wakes", "Services at zero that were woken.", counters.wakes),
-        _counter("mesh_scheduler_autoscale_looks", "Looks at what services are asked for.", counters.ticks),
-        _counter("mesh_scheduler_autoscale_seconds", "Time spent deciding on counts.", counters.seconds),
-        _counter("mesh_scheduler_autoscale_unanswered", "Questions to agents that got no answer.", counters.unanswered),
-        _counter("mesh_scheduler_autoscale_metric_failures", "Looks at a metric that had no value.", counters.metric_failures),
+        _counter("wakes", "Services at zero that were woken.", counters.wakes),
+        _counter("looks", "Looks at what services are asked for.", counters.ticks),
+        _counter("seconds", "Time spent deciding on counts.", counters.seconds),
+        _counter("unanswered", "Questions to agents that got no answer.", counters.unanswered),
+        _counter("metric_failures", "Looks at a metric that had no value.", counters.metric_failures),
     ]
 
 
 def _counter(name: str, text: str, value: float) -> Family:
-    return Family(name, text, "counter", [Sample(float(value))])
+    return Family(f"mesh_scheduler_autoscale_{name}", text, "counter", [Sample(float(value))])
