@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from mesh.proxy import proxy_protocol, sni
 from mesh.proxy.context import Context
 from mesh.proxy.listener import Address, Serve
-from mesh.proxy.timers import NEVER, Timed
+from mesh.proxy.timers import Timed
 
 HEAD_TIMEOUT = 10.0
 """Seconds for the first bytes to be whole; the same as for a request's head."""
@@ -121,7 +121,7 @@ class Arrival(Timed, Generic[_T]):
         self._client.close()
 
     def _leave(self) -> None:
-        self.deadline = NEVER
+        self._context.wheel.forget(self)
         self._loop.remove_reader(self._client)
         self._context.arrival_left(self)
 

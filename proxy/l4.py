@@ -277,7 +277,7 @@ class TcpSession(Timed):
             return
         self._ended = True
         self.reason = reason
-        self.deadline = NEVER
+        self._context.wheel.forget(self)
         if self._hold is not None:
             self.backend.gate.give_up(self)
             self._end_hold()

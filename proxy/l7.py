@@ -16,7 +16,7 @@ from mesh.proxy.headers import Origin
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
 from mesh.proxy.site import Answer, Destination
 from mesh.proxy.stats import Stats
-from mesh.proxy.timers import NEVER, Timed
+from mesh.proxy.timers import Timed
 
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request's head to its last."""
@@ -113,7 +113,7 @@ class ClientConnection(Timed):
         return not self._linger_until and self.transport.can_write_eof()  # it may still wait for responses
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.deadline = NEVER
+        self.context.wheel.forget(self)
         self.context.client_left(self)
         self._site.stats.connections -= 1
         exchange, self._exchange = self._exchange, None

@@ -1,8 +1,9 @@
 """One coarse timer wheel per worker instead of a timer per request.
 
 A `Timed` thing carries its own `deadline`; moving it costs an assignment and a comparison. The wheel looks at
-each thing it watches at least once per turn, so a deadline that moved later, or was taken away, needs no call.
-Deadlines fire up to two ticks late, never early.
+each thing it watches at least once per turn, so a deadline that moved later needs no call. Deadlines fire up to two
+ticks late, never early. What has ended is to be forgotten: dead connections, held until the next look, would fill the
+processor's cache and make work for the garbage collector.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mypy_extensions import mypyc_attr
 TICK = 0.1
 """Seconds between two looks."""
 SLOTS = 20
-"""A turn takes SLOTS × TICK seconds: how long a closed thing may linger in memory."""
+"""A turn takes SLOTS × TICK seconds: longer than most deadlines that do move."""
 
 NEVER = math.inf
 
@@ -30,7 +31,7 @@ class Timed:
     def __init__(self) -> None:
         self.deadline = NEVER
         self.look_at = NEVER  # about when the wheel looks next; NEVER: not watched
-        self._look = 0  # number of the tick of that look
+        self._look = 0  # where in the ring it is then
 
     def expire(self) -> None:
         """The deadline has passed; called once, unless a new one is set."""
@@ -41,8 +42,8 @@ class Wheel:
     """Watches deadlines; ticks only while there is something to watch."""
 
     def __init__(self) -> None:
-        self._ring: list[list[Timed]] = [[] for _ in range(SLOTS)]
-        self._ticks = 0
+        self._ring: list[set[Timed]] = [set() for _ in range(SLOTS)]
+        self._hand = 0
         self._filed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._now = time.monotonic()
@@ -64,6 +65,14 @@ class Wheel:
         if deadline < timed.look_at:
             self._file(timed)
 
+    def forget(self, timed: Timed) -> None:
+        """Takes its deadline away, and lets go of it."""
+        timed.deadline = NEVER
+        if timed.look_at != NEVER:
+            timed.look_at = NEVER
+            self._ring[timed._look].remove(timed)
+            self._filed -= 1
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -73,22 +82,23 @@ class Wheel:
         if self._timer is None:
             self._now = time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+        if timed.look_at != NEVER:
+            self._ring[timed._look].remove(timed)
+            self._filed -= 1
         ahead = timed.deadline - self._now
         ticks = SLOTS - 1 if ahead >= (SLOTS - 3) * TICK else max(int(ahead / TICK), -1) + 2
         timed.look_at = self._now + (ticks - 2) * TICK
-        timed._look = self._ticks + ticks
-        self._ring[timed._look % SLOTS].append(timed)
+        timed._look = (self._hand + ticks) % SLOTS
+        self._ring[timed._look].add(timed)
         self._filed += 1
 
     def _tick(self) -> None:
         self._now = now = time.monotonic()
-        self._ticks += 1
-        slot = self._ticks % SLOTS
-        due, self._ring[slot] = self._ring[slot], []
-        self._filed -= len(due)
-        for timed in due:
-            if timed._look != self._ticks:  # was filed again for an earlier look
-                continue
+        self._hand = (self._hand + 1) % SLOTS
+        due = self._ring[self._hand]
+        while due:
+            timed = due.pop()
+            self._filed -= 1
             timed.look_at = NEVER
             if timed.deadline <= now:
                 timed.deadline = NEVER

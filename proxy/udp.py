@@ -18,7 +18,7 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.context import Context
 from mesh.proxy.l4 import is_ip
 from mesh.proxy.listener import Address, Open, Opened
-from mesh.proxy.timers import NEVER, Timed
+from mesh.proxy.timers import Timed
 
 IDLE = 30.0
 """Seconds without a datagram either way that end a session."""
@@ -238,7 +238,7 @@ class UdpSession(Timed):
         if self._ended:
             return
         self._ended = True
-        self.deadline = NEVER
+        self._listener.context.wheel.forget(self)
         self.upstream.in_flight -= 1
         self._listener.backend.no_result(self.upstream, self._began, time.monotonic())
         self._listener.backend.stats.connections -= 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from mesh.proxy.backend import Upstream
 from mesh.proxy.body import Body, Malformed
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Response, parse_response
-from mesh.proxy.timers import NEVER, Timed, Wheel
+from mesh.proxy.timers import Timed, Wheel
 
 if TYPE_CHECKING:
     from mesh.proxy.exchange import Exchange
@@ -70,7 +70,7 @@ class UpstreamConnection(Timed):
         """Closes; whoever has it as `exchange` is told no more."""
         self.exchange = None
         self.closed = True
-        self.deadline = NEVER
+        self._wheel.forget(self)
         self.transport.abort()
 
     def finish(self) -> None:
@@ -117,7 +117,7 @@ class UpstreamConnection(Timed):
         if error is not None and self.exchange is not None:
             self._read_last_words()
         self.closed = True
-        self.deadline = NEVER
+        self._wheel.forget(self)
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             self._closed_early()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,24 @@ async def test_deadlines_may_move_and_vanish() -> None:
     await asyncio.wait_for(later.heard.wait(), 10)
     assert never.rang == []
     wheel.close()
+
+
+async def test_the_wheel_lets_go_of_what_is_forgotten() -> None:
+    loop = asyncio.get_running_loop()
+    wheel, gone, forgetful = Wheel(), Alarm(loop), Alarm(loop)
+    wheel.watch(gone, wheel.now + TICK)
+    wheel.forget(gone)
+    assert sys.getrefcount(gone) == 2, "nobody else has it any more"
+    wheel.watch(gone, wheel.now + TICK)
+    wheel.watch(gone, wheel.now + 8 * TICK)
+    wheel.watch(forgetful, wheel.now)
+    await asyncio.wait_for(forgetful.heard.wait(), 10)
+    wheel.forget(gone)
+    wheel.watch(forgetful, wheel.now + 10 * TICK)
+    forgetful.heard.clear()
+    await asyncio.wait_for(forgetful.heard.wait(), 10)
+    assert gone.rang == []
+    assert wheel._timer is None
 
 
 async def test_the_wheel_rests_when_nothing_is_watched() -> None:
