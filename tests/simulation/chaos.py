@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.keys import Keys
+from mesh.model import ServicePlan
+from mesh.view import decode_document
 from tests.simulation.cluster import Cluster, Host, SchedulerSeat
 from tests.simulation.engine import BAD, GOOD
+from tests.simulation.oracle import CUT_OFF
 
 KEYS = Keys()
 
@@ -59,8 +62,14 @@ class Chaos:
             self._availability(name, "active")
         for service, behaviour in sorted(self._images.items()):
             self._cluster.write(KEYS.scale(service), None)
-            if behaviour in BAD:
+            if behaviour in BAD or self._has_bad_past(service):
                 self._apply(service, self._random.choice(GOOD))
+
+    def _has_bad_past(self, service: str) -> bool:
+        """A release that went under in the trouble may have been rolled back to one that was never good."""
+        plan = self._cluster.read(KEYS.planned_services).get(service)
+        releases = decode_document(plan, ServicePlan).releases if plan else []
+        return any(str(release.spec["image"]).rpartition("-")[2] in BAD for release in releases)
 
     def _draw(self, actions: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
         return self._random.choices([action for _, action in actions], [weight for weight, _ in actions])[0]
@@ -276,7 +285,7 @@ class Chaos:
 
     def _link_fault(self) -> tuple[str, dict[str, Any]]:
         faults: dict[str, dict[str, Any]] = {
-            "cut off from the store": {"cut": True},
+            CUT_OFF: {"cut": True},
             "loses 30 % of its messages": {"loss": 0.3},
             "is slow": {"delay": self._random.choice([0.2, 1.0])},
             "sees the store late": {"lag": 4.0},

@@ -48,6 +48,7 @@ class Cluster:
         self.peers = Peers(loop, choose)
         self.hosts = {name: Host(self, name) for name in (f"n{number}" for number in range(1, nodes + 1))}
         self.schedulers = {name: SchedulerSeat(self, name) for name in ("s1", "s2")}
+        self._ids: set[int] = set()
         self.graveyard: list[object] = []  # what killed processes leave is not to be finalised meanwhile
 
     async def start(self) -> None:
@@ -68,6 +69,13 @@ class Cluster:
     def read(self, prefix: str) -> dict[str, bytes]:
         """What the store has under a prefix, by the rest of the keys."""
         return {key[len(prefix) :]: entry.value for key, entry in self.middle.listing(prefix).entries.items()}
+
+    def new_id(self, choose: random.Random) -> str:
+        """One that no replica of this cluster ever had: to the oracle two with one id would be one."""
+        while (number := choose.randrange(65536)) in self._ids:
+            pass
+        self._ids.add(number)
+        return f"{number:04x}"
 
     def say(self, text: str) -> None:
         self.record(Said(self.loop.time(), "operator", text))
@@ -270,7 +278,7 @@ class SchedulerSeat:
         self.process = Process(self.name)
         choose = random.Random(self.cluster.choose.random())
         settings = SchedulerSettings(store=StoreSettings(), name=self.name)
-        scheduler = Scheduler(self.link, KEYS, settings, new_id=lambda: f"{choose.randrange(65536):04x}")
+        scheduler = Scheduler(self.link, KEYS, settings, new_id=lambda: self.cluster.new_id(choose))
         self.task = self.loop.spawn(self.process, self._run(scheduler), f"scheduler {self.name}")
         self.task.add_done_callback(functools.partial(self._ended, self.process))
 

@@ -3,7 +3,7 @@
 e  no plan is written by a leader without the lock
 c  a replica's state never goes back
 b  no node is over capacity by its plan, no host port or volume is used twice
-h  a replica runs once: what has ended is never started again
+i  a replica runs once: what has ended is never started again
 f  while nobody is in trouble, a rollout or drain leaves as many replicas available as was promised
 d  an endpoint that is offered was fit for it a moment ago; what has been told to stop is offered no more
 a  after the last trouble running equals desired, with one live replica per slot, and stays so
@@ -37,6 +37,9 @@ from mesh.units import parse_share
 from mesh.view import View, ViewReader, decode_document
 from tests.simulation.history import Ended, Fact, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
 
+CUT_OFF = "cut off from the store"
+"""How that trouble is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -48,6 +51,8 @@ class Limits:
     """From the end of a node's trouble until it is held to `news`: it backs off, reconnects, reads."""
     lost: float = 30.0
     """From the loss of its node: two TTLs of a session and the confirmation."""
+    cut_off: float = 80.0
+    """The same where the node is heard and reaches no store: what it runs may live, so its silence is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class Oracle:
         self.offered: dict[str, Mapping[str, str]] = {}
         self.troubles: dict[str, set[str]] = defaultdict(set)
         self._calm_since: dict[str, float] = {}
+        self._reached_store: dict[str, float] = {}
         self._engine_back: dict[str, float] = {}
         self._states: dict[str, ReplicaState] = {}
         self._nodes: dict[str, str] = {}  # replica → its node
@@ -128,6 +134,8 @@ class Oracle:
             case Trouble(_, who, what, begins):
                 (self.troubles[who].add if begins else self.troubles[who].discard)(what)
                 self._calm_since[who] = fact.at
+                if what == CUT_OFF:
+                    self._reached_store[who] = math.inf if begins else fact.at
                 if "engine" in what:
                     self._engine_back[who] = fact.at
                 self._owed.clear()
@@ -284,7 +292,7 @@ class Oracle:
 
     def _see_start(self, fact: Started) -> None:
         if fact.id in self._begun:
-            self.violated("h", f"{fact.id} is started once more")
+            self.violated("i", f"{fact.id} is started once more")
         self._begun.add(fact.id)
         for id, other in self.running.items():
             if other.node != fact.node:
@@ -333,7 +341,9 @@ class Oracle:
                 unfit = now - max(self._unfit_since.get(id, now), self._blind_until(owner))
                 if state != "ready" or unfit <= limits.news or (owner == node and id in self.running):
                     continue
-                if unfit > limits.lost or not self._is_disturbed(owner, limits.lost):
+                was_cut_off = now - self._reached_store.get(owner, -math.inf) < limits.recovery
+                lost = limits.cut_off if was_cut_off else limits.lost
+                if unfit > lost or not self._is_disturbed(owner, lost):
                     self.violated("d", f"{node} offers {id}, which has not been fit for {unfit:.1f} s")
 
     # ── rules a and g: the end ───────────────────────────────────────────────────────────────
