@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -85,13 +86,15 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
             troubled = [*victims, *["store"][: any(victim in operator.lab.servers for victim in victims)]]
             for who in troubled:
                 operator.record(Trouble(time.time(), who, fault.name, begins=True))
-            for victim in victims:
-                fault.strike(operator.lab, victim)
-            if fault.out:
-                eventually("out of traffic on all others", lambda: not any(
-                    operator.sends_to(other, victim) for other in others for victim in victims
-                ), pause=0.02)  # fmt: skip
-                out = time.monotonic() - began
+            with ThreadPoolExecutor() as pool:  # a strike takes its time, and counts from its beginning
+                strikes = [pool.submit(fault.strike, operator.lab, victim) for victim in victims]
+                if fault.out:
+                    eventually("out of traffic on all others", lambda: not any(
+                        operator.sends_to(other, victim) for other in others for victim in victims
+                    ), pause=0.02)  # fmt: skip
+                    out = time.monotonic() - began
+                for strike in strikes:
+                    strike.result()
             if fault.moves:
                 eventually("all runs elsewhere", lambda: len(operator.ready(others)) == operator.count,
                            120, pause=0.02)  # fmt: skip
