@@ -158,6 +158,8 @@ def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tup
     """The rollout as it stands now, and why it has failed (empty if it has not)."""
     if rollout.state is RolloutState.IDLE:
         return rollout, ""
+    if rollout.state is RolloutState.FAILED and seen.healthy > rollout.healthy:
+        rollout = resumed(rollout, now)  # what it went on trying has come to life
     if rollout.state in UNDER_WAY:
         state = RolloutState.CANARY if seen.canaries else RolloutState.ROLLING
         rollout = msgspec.structs.replace(rollout, state=state)
@@ -170,7 +172,8 @@ def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tup
         return done, ""
     if seen.healthy > rollout.healthy:
         rollout = msgspec.structs.replace(rollout, healthy=seen.healthy, progress=now)
-    return rollout, next((why for at, why in _deadlines(rollout, update, seen) if now >= at), "")
+    why = next((why for at, why in _deadlines(rollout, update, seen) if now >= at), "")
+    return msgspec.structs.replace(rollout, healthy=seen.healthy) if why else rollout, why
 
 
 def _unwell(rollout: Rollout, update: Update, seen: Progress) -> str:

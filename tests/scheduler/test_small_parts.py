@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.model import Rollout, RolloutState, SlotState
+from mesh.model import Release, Rollout, RolloutState, SlotState
 from mesh.scheduler import backoff
-from mesh.scheduler.service.rollout import Allowance, Progress, advance, allowance, next_deadline
+from mesh.scheduler.service.rollout import Allowance, Progress, advance, allowance, fail, next_deadline
 from mesh.scheduler.vips import VipPool
 from mesh.spec.service import Restart, Update
 
@@ -104,3 +104,16 @@ def test_only_new_heights_of_health_are_progress() -> None:
     fallen, _ = advance(once, Update(), Progress(0, 3, [], 0.0), 200.0)
     again, _ = advance(fallen, Update(), Progress(1, 3, [], 0.0), 300.0)
     assert again.progress == 100.0
+
+
+def test_a_failed_rollout_goes_on_when_what_it_still_tried_comes_to_life() -> None:
+    update = Update(healthy_deadline=15.0, progress_deadline=30.0)
+    begun = Rollout(state=RolloutState.ROLLING, release=2, healthy=2)
+    state, why = advance(begun, update, Progress(1, 3, [0.0], 0.0), 16.0)
+    assert why
+    release = Release(number=2, hash="a", spec={})
+    failed = fail(state, update, release, None, why, 16.0)
+    assert failed.state is RolloutState.FAILED
+    assert advance(failed, update, Progress(1, 3, [0.0], 0.0), 50.0) == (failed, "")
+    again, why = advance(failed, update, Progress(2, 3, [49.0], 0.0), 50.0)
+    assert (again.state, again.since, why) == (RolloutState.ROLLING, 50.0, "")
