@@ -90,8 +90,6 @@ def _found(keys: Ints, kind: Kind, terms: Terms, looked_at: int, count: int) -> 
             return _filled(nodes, room, everything, count)
         items, item_keys = _queue(nodes, room, worst, kind, terms)
     if terms.tiers:
-        if item_keys is None and len(terms.tiers) > 1:
-            item_keys = keys[items]
         picks = items[_merged(items, item_keys, terms.tiers)[:count]]
         certain = everything or _enough(picks, items, keys, terms.tiers[-1].groups, count)
     else:
@@ -198,7 +196,7 @@ def _running_maximum(keys: Ints, room: Ints) -> Ints:
 def _merged(items: Ints, keys: Ints | None, tiers: Sequence[Tier]) -> Ints:
     """The order of greedy over all groups, of items that are in its order inside each innermost group.
 
-    Without keys the items are in the order of their keys, all together.
+    Without keys the items are in the order of their keys already, all together.
     """
     columns: list[Ints | Floats] = [] if keys is None else [items, keys]  # the last is the first to count
     numbers = np.arange(items.size)
@@ -210,7 +208,7 @@ def _merged(items: Ints, keys: Ints | None, tiers: Sequence[Tier]) -> Ints:
         rank = np.empty(items.size, np.int64)
         rank[grouped] = numbers - sorted_groups.searchsorted(sorted_groups)
         columns.append(tier.levels(group, rank))
-        order = np.lexsort(columns) if keys is not None else columns[0].argsort(kind="stable")
+        order = np.lexsort(columns)
     return order
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from mesh.scheduler.placement import scores
-from mesh.scheduler.placement.cluster import Cluster, Floats, Ints
+from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.kinds import Kind
 from mesh.scheduler.placement.scores import NEVER
 from mesh.scheduler.placement.terms import Terms, first_keys
@@ -47,13 +47,12 @@ def lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
     keys = first_keys(kind, terms)
     view = keys.data
     (tier,) = terms.tiers
-    lanes = tier.groups.lanes
-    levels = [tier.level(group, 0) for group in range(len(lanes))]
-    more = [0] * len(lanes)
+    levels = tier.first_levels()
+    more = [0] * len(levels)
     heads: dict[int, tuple[int, int]] = {}  # of groups that have been looked at
     chosen: list[int] = []
     while len(chosen) < count:
-        key, node = _lowest(keys, lanes, levels, heads)
+        key, node = _lowest(keys, tier.groups, levels, heads)
         if key == NEVER:
             break
         cluster.take_one(kind.needs, node, 1)
@@ -72,20 +71,18 @@ def lane_by_lane(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints
     return np.array(chosen, np.int64)
 
 
-def _lowest(
-    keys: Ints, lanes: Sequence[Ints], levels: Sequence[float], heads: dict[int, tuple[int, int]]
-) -> tuple[int, int]:
+def _lowest(keys: Ints, groups: Groups, levels: Sequence[float], heads: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """The best key and its node in the lowest level that has any that will do."""
     different = set(levels)
     if len(different) == 1 and not heads:
         node = int(keys.argmin())
         return int(keys[node]), node
     for level in sorted(different):
-        groups = [group for group, other in enumerate(levels) if other == level]
-        for group in groups:
+        lowest = [group for group, other in enumerate(levels) if other == level]
+        for group in lowest:
             if group not in heads:
-                heads[group] = _head(keys, lanes[group])
-        best = min(heads[group] for group in groups)
+                heads[group] = _head(keys, groups.lanes[group])
+        best = min(heads[group] for group in lowest)
         if best[0] < NEVER:
             break
     return best

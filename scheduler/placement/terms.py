@@ -37,11 +37,19 @@ class Tier:
         missing = self.groups.missing
         return level if missing is None else level + missing[group] * 1e15
 
+    @property
+    def is_plain(self) -> bool:
+        """What a replica counts in a group is how many are there."""
+        return self.shares is None and self.groups.missing is None
+
+    def first_levels(self) -> list[float]:
+        """What the next replica counts in each group."""
+        levels: list[float] = (self.counts if self.is_plain else self.levels(np.arange(self.groups.size))).tolist()
+        return levels
+
     def level(self, group: int, rank: int) -> float:
-        """The same for one group."""
-        if self.shares is None and self.groups.missing is None:
-            return int(self.counts[group]) + rank
-        return float(self.levels(np.array([group]), rank)[0])
+        """The same for one group, after so many more."""
+        return int(self.counts[group]) + rank if self.is_plain else float(self.levels(np.array([group]), rank)[0])
 
 
 @dataclass(frozen=True, slots=True)
