@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -50,8 +51,10 @@ def accept(plan: ServicePlan, wish: Wish, configs: Mapping[str, str], now: float
 
 
 def config_names(spec: ServiceSpec) -> dict[str, str]:
-    """The configs that a spec names, by the variable that takes the value."""
-    return {variable: value.config for variable, value in spec.env.items() if isinstance(value, ConfigRef)}
+    """The configs that a spec names, by the field that takes the value: `env.MODE`, `mounts.0`."""
+    names = {f"env.{variable}": value.config for variable, value in spec.env.items() if isinstance(value, ConfigRef)}
+    names.update((f"mounts.{number}", mount.config) for number, mount in enumerate(spec.mounts) if mount.config)
+    return names
 
 
 def resolved(spec: ServiceSpec, configs: Mapping[str, str]) -> ServiceSpec:
@@ -61,17 +64,29 @@ def resolved(spec: ServiceSpec, configs: Mapping[str, str]) -> ServiceSpec:
         SpecError: for configs that are not there.
     """
     names = config_names(spec)
-    if missing := [(variable, name) for variable, name in names.items() if name not in configs]:
-        raise SpecError([f"env.{variable}: there is no config {name!r}: write it to desired/configs/{name}"
-                         for variable, name in missing])  # fmt: skip
-    values = {variable: configs[name] for variable, name in names.items()}
-    return spec.model_copy(update={"env": {**spec.env, **values}}) if values else spec
+    if not names:
+        return spec
+    if missing := [(field, name) for field, name in names.items() if name not in configs]:
+        raise SpecError([f"{field}: there is no config {name!r}: write it to desired/configs/{name}"
+                         for field, name in missing])  # fmt: skip
+    env = {variable: configs[value.config] if isinstance(value, ConfigRef) else value
+           for variable, value in spec.env.items()}  # fmt: skip
+    mounts = [mount.model_copy(update={"config": None, "content": configs[mount.config]}) if mount.config else mount
+              for mount in spec.mounts]  # fmt: skip
+    return spec.model_copy(update={"env": env, "mounts": mounts})
 
 
 def _changed(named: ServiceSpec, spec: ServiceSpec, known: Release) -> str:
-    before = known.spec.get("env", {})
-    names = {name for variable, name in config_names(named).items() if before.get(variable) != spec.env[variable]}
+    before, after = _values(known.spec), _values(spec.canonical())
+    names = {name for field, name in config_names(named).items() if before.get(field) != after.get(field)}
     return f"config {listed(sorted(names))} changed"
+
+
+def _values(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fields have that may name a config."""
+    values = {f"env.{variable}": value for variable, value in spec.get("env", {}).items()}
+    values.update((f"mounts.{number}", mount.get("content")) for number, mount in enumerate(spec.get("mounts", ())))
+    return values
 
 
 def start(plan: ServicePlan, release: Release, now: float, message: str = "") -> ServicePlan:

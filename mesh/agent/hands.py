@@ -26,7 +26,7 @@ from mesh.agent.events import (
     Withdrawn,
 )
 from mesh.keys import Keys
-from mesh.runtime import Launch, Runtime, RuntimeFault, RuntimeUnavailable
+from mesh.runtime import File, Launch, Runtime, RuntimeFault, RuntimeUnavailable
 from mesh.spec.service import ConfigRef, SecretRef
 from mesh.store import Store, StoreError
 
@@ -105,7 +105,7 @@ class Hands:
         async with self._places:
             env = await self._environment(start)
             dns, search = self.surroundings.nameservers, self.surroundings.search
-            launch = Launch(start.assignment, start.spec, env, dns, search)
+            launch = Launch(start.assignment, start.spec, env, dns, search, await self._files(start))
             return Started(start.id, await self._runtime.start(launch))
 
     async def _environment(self, start: Start) -> dict[str, str]:
@@ -120,19 +120,35 @@ class Hands:
         for name, value in start.spec.env.items():
             match value:
                 case SecretRef(secret=secret):
-                    env[name] = await self._stored(self._keys.secret(secret), f"env.{name}: there is no secret")
+                    env[name] = await self._text(self._keys.secret(secret), f"env.{name}: there is no secret")
                 case ConfigRef(config=config):
-                    env[name] = await self._stored(self._keys.config_value(config), f"env.{name}: there is no config")
+                    env[name] = await self._text(self._keys.config_value(config), f"env.{name}: there is no config")
                 case str():
                     env[name] = value
         return env
 
-    async def _stored(self, key: str, fault: str) -> str:
+    async def _files(self, start: Start) -> list[File]:
+        files = []
+        for number, mount in enumerate(start.spec.mounts):
+            if mount.secret is not None:
+                content = await self._stored(self._keys.secret(mount.secret), f"mounts.{number}: there is no secret")
+            elif mount.content is not None:
+                content = mount.content.encode()
+            else:
+                continue
+            files.append(File(mount.path, content, mount.permissions))
+        return files
+
+    async def _stored(self, key: str, fault: str) -> bytes:
         entry = await self._store.get(key)
         if entry is None:
             raise Missing(f"{fault} {key}: put it there, and the replica is started anew")
+        return entry.value
+
+    async def _text(self, key: str, fault: str) -> str:
+        value = await self._stored(key, fault)
         try:
-            return entry.value.decode()
+            return value.decode()
         except UnicodeDecodeError:
             raise Missing(f"{key} is not text: an environment variable cannot hold it") from None
 

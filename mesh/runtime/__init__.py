@@ -61,6 +61,15 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A file that a replica gets: `path` in its file system, `mode` its permissions."""
+
+    path: str
+    content: bytes
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """Everything a runtime needs to start one replica."""
 
@@ -69,6 +78,7 @@ class Launch:
     env: Mapping[str, str]  # resolved: secrets and configs filled in
     dns: Sequence[str] = ()  # name servers for the replica
     search: Sequence[str] = ()  # search domains: `svc.cluster`
+    files: Sequence[File] = ()
 
 
 @dataclass(frozen=True, slots=True)

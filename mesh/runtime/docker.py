@@ -22,6 +22,7 @@ from mesh.model import Capacity
 from mesh.runtime import (
     ExecResult,
     Facts,
+    File,
     ImageMissing,
     Instance,
     InstanceState,
@@ -168,7 +169,7 @@ class DockerRuntime:
                 existing = await self._existing(id)
                 if existing.state is not InstanceState.CREATED:
                     return existing
-            return await self._start_created(config.container_name(id))
+            return await self._start_created(config.container_name(id), launch.files)
 
     async def _existing(self, id: str) -> Instance:
         """The instance that has the name. The engine reserves a name before, and frees it after, the container is."""
@@ -177,8 +178,10 @@ class DockerRuntime:
         except NotThere:
             raise RuntimeUnavailable(f"the container of {id} is just being made or removed") from None
 
-    async def _start_created(self, name: str) -> Instance:
+    async def _start_created(self, name: str, files: Sequence[File]) -> Instance:
         try:
+            if files:
+                await self._engine.call(lambda api: api.put_archive(name, "/", config.archive(files)))
             await self._engine.call(lambda api: api.start(name))
         except RuntimeUnavailable:
             raise  # it may have been started all the same: who comes back, adopts it

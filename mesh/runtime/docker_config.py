@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+import tarfile
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from mesh.model import Assignment
-from mesh.runtime import Instance, InstanceState, Launch, variable
+from mesh.runtime import File, Instance, InstanceState, Launch, variable
 from mesh.spec.service import PortSpec, ServiceSpec
 
 _STATES = {
@@ -83,8 +85,20 @@ def _mounts(spec: ServiceSpec) -> list[dict[str, Any]]:
     binds = [
         {"Type": "bind", "Source": mount.source, "Target": mount.path, "ReadOnly": mount.read_only}
         for mount in spec.mounts
+        if not mount.is_file
     ]
     return volumes + binds
+
+
+def archive(files: Sequence[File]) -> bytes:
+    """The body of `PUT /containers/<id>/archive`: files below `/`, owned by root. An engine elsewhere takes it too."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for file in files:
+            entry = tarfile.TarInfo(file.path.lstrip("/"))
+            entry.size, entry.mode = len(file.content), file.mode
+            tar.addfile(entry, io.BytesIO(file.content))
+    return packed.getvalue()
 
 
 def _inside(port: PortSpec) -> str:

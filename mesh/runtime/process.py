@@ -5,10 +5,12 @@ Each replica has a folder `<state>/replicas/<id>` (0700) with what an agent need
     replica.json   who it is, and its ports; never its environment, which may hold secrets
     keeper, program, exit: who they are and how it ended, written by the replica's keeper (see `keeper`)
     output.log     stdout and stderr; output.log.1 is the part before it
+    files/         what its spec mounts of configs and secrets
 
 What a container engine would do and this does not: limits are not enforced, mounts and volumes are not mounted
-(a volume is a folder of the state folder, named by `VOLUME_<NAME>`), and programs see the host's files, users and
-network. Under systemd the agent's unit needs `KillMode=process`, or its restart ends the replicas.
+(a volume is a folder of the state folder, named by `VOLUME_<NAME>`; a file made for the replica is found at its path
+below `MESH_FILES`), and programs see the host's files, users and network. Under systemd the agent's unit needs
+`KillMode=process`, or its restart ends the replicas.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import msgspec
 
 from mesh.aio import Pending, Tasks
 from mesh.model import Assignment, Capacity, Document
-from mesh.runtime import ExecResult, Facts, Instance, InstanceState, Launch, RuntimeFault, keeper, variable
+from mesh.runtime import ExecResult, Facts, File, Instance, InstanceState, Launch, RuntimeFault, keeper, variable
 from mesh.runtime.output import OutputFile, collect
 from mesh.runtime.process_table import ProcessId, environment_of, processes_with
 from mesh.runtime.usage import Usage, of_sessions
@@ -43,6 +45,9 @@ PORTS = range(20_000, 32_768)
 
 MARK = "MESH_INSTANCE"
 """Variable that a replica's descendants inherit, wherever they go: its value is the replica's folder."""
+
+FILES = "files"
+"""Folder, within a replica's, of the files that are made for it."""
 
 GONE = ".gone-"
 """Begins the name of a folder that is being removed."""
@@ -111,6 +116,8 @@ class ProcessRuntime:
         _require_program(command, env, launch.spec.name)
         folder = self._folder(launch.assignment.id)
         _make_folder(folder, _Record(assignment=launch.assignment, ports=ports))
+        if launch.files:
+            _write_files(folder / FILES, launch.files)
         try:
             await keeper.run(folder, command, env)
         except OSError as error:
@@ -280,6 +287,7 @@ class ProcessRuntime:
             **{name: os.environ[name] for name in INHERITED if name in os.environ},
             **launch.env,
             **volumes,
+            **({"MESH_FILES": str(self._folder(launch.assignment.id) / FILES)} if launch.files else {}),
             **{variable("PORT", name): str(number) for name, number in ports.items()},
             "HOST": self._address,
             MARK: str(self._folder(launch.assignment.id)),
@@ -333,6 +341,19 @@ def _make_folder(folder: Path, record: _Record) -> None:
     unfinished = folder / "replica.json.new"
     unfinished.write_bytes(msgspec.json.encode(record))
     unfinished.replace(folder / "replica.json")
+
+
+def _write_files(folder: Path, files: Sequence[File]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that did not end
+    for file in files:
+        place = folder / file.path.lstrip("/")
+        try:
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.touch(mode=0o600, exist_ok=False)
+            place.write_bytes(file.content)
+            place.chmod(file.mode)
+        except OSError as error:
+            raise RuntimeFault(f"mounts: {file.path} could not be written: {error.strerror}") from error
 
 
 async def _chunks(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:

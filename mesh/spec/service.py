@@ -42,6 +42,7 @@ from mesh.spec.fields import (
     Word,
     one_sentence,
 )
+from mesh.spec.mounts import Mount as Mount
 from mesh.spec.placement import Placement
 from mesh.spec.scale import Job, Scale, Schedule
 from mesh.spec.strict_json import DocumentError, parse_json
@@ -262,17 +263,6 @@ class Volume(Part):
     """Where it is mounted in a container; a plain process finds its folder in `VOLUME_<NAME>`."""
 
 
-class Mount(Part):
-    """A folder or file of the node."""
-
-    source: FilePath
-    """On the host."""
-    path: FilePath
-    """In the container."""
-    read_only: bool = False
-    """Mounted so that it cannot be written."""
-
-
 class ServiceSpec(Part):
     """The wish: one service as an operator writes it."""
 
@@ -309,7 +299,7 @@ class ServiceSpec(Part):
     volumes: Annotated[dict[str, Volume], Field(max_length=64)] = {}
     """Named, local to the node: pins the slot."""
     mounts: Annotated[list[Mount], Field(max_length=64)] = []
-    """Files and folders of the host."""
+    """Files and folders of the host; configs and secrets as files."""
     discovery: Literal["vip", "direct"] = "vip"
     """Whether the name resolves to the virtual IP or to the ready replicas themselves."""
     ttl: Duration = 5.0

@@ -21,6 +21,7 @@ from mesh.dataplane.load import PortLoad
 from mesh.dataplane.workers import Workers
 from mesh.metrics import Family
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ServicePlan, Want
+from mesh.runtime import File
 from mesh.settings import AgentSettings, StoreSettings
 from mesh.store.lease import Held
 from mesh.table import Table, TableDelta
@@ -133,6 +134,27 @@ async def test_a_replica_is_told_where_it_is(world: World) -> None:
             "MESH_NODE": "n1", "MESH_SERVICE": "web", "MESH_SLOT": "1", "MESH_REPLICA": "web-1-aaaa",
             "MESH_DNS": "127.0.0.1:5399", "TOKEN": "hush", "MODE": "fast", "GREETING": "hello",
         }  # fmt: skip
+
+
+async def test_files_are_made_of_secrets_and_contents(world: World) -> None:
+    async with world.agent():
+        await world.store.put("mesh/desired/secrets/key", b"\xff\x00bytes")
+        mounts = [
+            {"secret": "key", "path": "/run/key", "mode": "0400"},
+            {"content": "a = b", "path": "/etc/a.conf"},
+            {"source": "/etc/ssl", "path": "/etc/ssl"},
+        ]
+        await world.plan("web-1-aaaa", spec={**WEB, "mounts": mounts})
+        await world.until_state("web-1-aaaa", "ready")
+        files = world.ground.launches["web-1-aaaa"].files
+        assert files == [File("/run/key", b"\xff\x00bytes", 0o400), File("/etc/a.conf", b"a = b", 0o444)]
+
+
+async def test_a_missing_secret_of_a_file_fails_with_its_key(world: World) -> None:
+    async with world.agent():
+        await world.plan("web-1-aaaa", spec={**WEB, "mounts": [{"secret": "key", "path": "/run/key"}]})
+        failed = await world.until_state("web-1-aaaa", "failed")
+        assert "mounts.0: there is no secret mesh/desired/secrets/key" in failed.message
 
 
 async def test_a_missing_secret_fails_with_its_key(world: World) -> None:

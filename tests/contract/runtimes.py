@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mesh.model import Assignment
-from mesh.runtime import Instance, InstanceState, Launch, Runtime
+from mesh.runtime import File, Instance, InstanceState, Launch, Runtime
 from mesh.runtime.docker import DockerRuntime
 from mesh.runtime.process import ProcessRuntime
 from mesh.spec.service import parse_spec
@@ -25,6 +25,7 @@ GREET = 'echo "hello $NAME from $MESH_REPLICA"; exec sleep 1000'
 FAIL = "echo going; exit 3"
 STUBBORN = 'trap "" TERM; echo deaf; while :; do sleep 0.1; done'
 POLITE = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.02; done'
+SHOW_FILES = 'cd "$MESH_FILES/etc/web" && cat a.conf b && stat -c %a a.conf b; exec sleep 1000'
 COUNT = "for i in 1 2 3 4 5; do echo line $i; done; exec sleep 1000"
 BRIEF = "echo first; sleep 0.3; echo last"
 
@@ -34,6 +35,7 @@ PROGRAMS = {
     FAIL: Program(says=lambda env: b"going\n", code=3),
     STUBBORN: Program(says=lambda env: b"deaf\n", ignores=frozenset({"SIGTERM"})),
     POLITE: Program(says=lambda env: b"ready\n", heeds={"SIGTERM": 7}),
+    SHOW_FILES: Program(says=lambda env: b"colour = blue\nhush\n440\n444\n"),
     COUNT: Program(says=lambda env: b"".join(b"line %d\n" % i for i in range(1, 6))),
     BRIEF: Program(says=lambda env: b"first\nlast\n", code=0),
     'echo "$NAME"; exit 4': Program(says=lambda env: env["NAME"].encode() + b"\n", code=4),
@@ -50,7 +52,15 @@ class Lab:
     image: str | None = None
     ids: list[str] = field(default_factory=list)
 
-    def launch(self, script: str, *, id: str | None = None, env: dict[str, str] | None = None, **spec: Any) -> Launch:
+    def launch(
+        self,
+        script: str,
+        *,
+        id: str | None = None,
+        env: dict[str, str] | None = None,
+        files: Sequence[File] = (),
+        **spec: Any,
+    ) -> Launch:
         """A replica that runs a shell script."""
         id = id or f"web-1-{uuid.uuid4().hex[:8]}"
         self.ids.append(id)
@@ -61,6 +71,7 @@ class Lab:
             parsed,
             {"NAME": "world", "MESH_REPLICA": id, **session, **(env or {})},
             search=["svc.cluster"],
+            files=files,
         )
 
     async def start(self, script: str, **options: Any) -> Instance:

@@ -10,8 +10,21 @@ from pathlib import Path
 import docker
 import pytest
 
-from mesh.runtime import InstanceState, RuntimeFault
-from tests.contract.runtimes import BRIEF, COUNT, DEADLINE, FAIL, GREET, POLITE, SLEEP, STUBBORN, Lab, eventually, lab
+from mesh.runtime import File, InstanceState, RuntimeFault
+from tests.contract.runtimes import (
+    BRIEF,
+    COUNT,
+    DEADLINE,
+    FAIL,
+    GREET,
+    POLITE,
+    SHOW_FILES,
+    SLEEP,
+    STUBBORN,
+    Lab,
+    eventually,
+    lab,
+)
 from tests.parts.images import tiny_image
 
 
@@ -87,6 +100,15 @@ async def test_how_it_ended_is_known_to_an_agent_that_was_away(here: Lab) -> Non
 async def test_the_environment_reaches_the_program(here: Lab) -> None:
     started = await here.start(GREET)
     await here.says(started.id, f"hello world from {started.id}".encode())
+
+
+async def test_files_that_were_made_for_it_are_there_when_it_starts(here: Lab) -> None:
+    files = [File("/etc/web/a.conf", b"colour = blue\n", 0o440), File("/etc/web/b", b"hush\n", 0o444)]
+    started = await here.start(SHOW_FILES, files=files)
+    await here.says(started.id, b"colour = blue")
+    await here.says(started.id, b"hush")
+    await here.says(started.id, b"440")
+    await here.says(started.id, b"444")
 
 
 async def test_the_program_may_end_in_its_own_way_at_the_signal(here: Lab) -> None:

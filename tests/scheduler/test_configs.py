@@ -36,6 +36,30 @@ def test_a_change_rolls_the_services_that_name_it_and_no_other() -> None:
     assert world.reconcile().changes == 0
 
 
+def test_a_change_of_a_mounted_config_rolls_the_service_too() -> None:
+    world = World(3)
+    world.compared = True
+    world.set_config("site", "colour = blue")
+    mounts = [{"source": "/etc/ssl", "path": "/etc/ssl"}, {"config": "site", "path": "/etc/site.conf"}]
+    world.apply(replicas=2, env=MODE | {"MODE": "x"}, mounts=mounts, update=QUICK)
+    world.settle()
+    before = world.plans["web"].releases[-1].spec["mounts"]
+    assert before[1] == {"content": "colour = blue", "path": "/etc/site.conf"}
+    world.set_config("site", "colour = red")
+    world.settle()
+    plan = world.plans["web"]
+    assert (plan.releases[-1].cause, len(plan.releases)) == ("config site changed", 2)
+    assert plan.releases[-1].spec["mounts"][1]["content"] == "colour = red"
+    assert world.reconcile().changes == 0
+
+
+def test_a_mounted_config_that_is_missing_is_an_error() -> None:
+    world = World(1)
+    world.apply(mounts=[{"config": "site", "path": "/etc/site.conf"}])
+    world.run(1)
+    assert world.plans["web"].errors == ["mounts.0: there is no config 'site': write it to desired/configs/site"]
+
+
 def test_a_config_that_nobody_names_changes_nothing() -> None:
     world = with_config()
     world.set_config("unused", "x")
