@@ -35,6 +35,7 @@ async def status(mesh: Mesh, service: OneService = None, watch: Watch = False, j
             screens.show_service(view, service, time.time())
         else:
             screens.show_services(view, time.time())
+        screens.warn_of_nodes(view)
         mesh.warn_without_leader()
         if not watch:
             break

@@ -31,12 +31,12 @@ def show_services(view: View, now: float) -> None:
         )
     else:
         console.note("no services yet; write one with: mesh apply FILE")
-    _warn_of_nodes(view)
     for problem in view.problems:
         console.note(f"warning: {problem}")
 
 
-def _warn_of_nodes(view: View) -> None:
+def warn_of_nodes(view: View) -> None:
+    """Why nothing is replaced, if so, and which nodes are doubtful: beside the result, whatever that is."""
     if view.cluster.frozen:
         console.note(f"warning: {view.cluster.frozen}; if they are gone for good: mesh confirm-loss")
     for name, doubt in view.cluster.nodes.items():

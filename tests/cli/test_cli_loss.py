@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from mesh.model import ClusterPlan, NodeDoubt, NodeReport, ReplicaReport, ReplicaState
 from tests.cli.conftest import Kv, Mesh
 
@@ -32,6 +35,8 @@ def test_doubtful_nodes_are_shown_with_a_sentence(mesh: Mesh, kv: Kv) -> None:
     for command in ("status", "nodes"):
         assert f"{FROZEN}; if they are gone for good: mesh confirm-loss" in mesh(command).err
     assert "node n1 does not answer" in mesh("status").err
+    for arguments in (["web"], ["--json"]):
+        assert FROZEN in mesh("status", *arguments).err
 
 
 def test_a_loss_is_confirmed_for_the_node_s_last_report_and_keeps_its_other_settings(mesh: Mesh, kv: Kv) -> None:
@@ -53,12 +58,16 @@ def test_what_answers_cannot_be_confirmed_as_lost(mesh: Mesh, kv: Kv) -> None:
     assert "there is no node 'n9'" in mesh("confirm-loss", "n9").err
 
 
-def test_what_would_stop_most_of_all_needs_a_yes(mesh: Mesh, kv: Kv) -> None:
+def test_what_would_stop_most_of_all_needs_a_yes(mesh: Mesh, kv: Kv, surroundings: Path) -> None:
     three_nodes(kv)
     refused = mesh("scale", "web=0", "api=0")
     assert refused.code == 1
     assert refused.err == "error: this stops 6 of 6 running replicas (api, web); if that is meant, say --yes\n"
     assert kv.get(kv.keys.scale("web")) is None
     assert mesh("delete", "web", "api").code == 1
+    specs = {"services": [{"name": name, "image": "x", "replicas": 0} for name in ("web", "api")]}
+    (surroundings / "all.json").write_text(json.dumps(specs))
+    assert "this stops 6 of 6 running replicas" in mesh("apply", "all.json").err
+    assert kv.get(kv.keys.service("web"))["replicas"] == 3
     assert mesh("scale", "web=2", "api=2").code == 0
     assert mesh("scale", "web=0", "api=0", "--yes").code == 0
