@@ -38,7 +38,7 @@ def _json(decision: Decision) -> dict[str, Any]:
         "why": decision.why,
         "metrics": [
             {"metric": one.metric, "value": one.value, "target": one.target, "recommendation": one.recommendation,
-             **({"fault": one.fault} if one.fault else {})}
+             **({"fault": one.fault} if one.fault else {}), **({"note": one.note} if one.note else {})}
             for one in decision.metrics
         ],
     }  # fmt: skip

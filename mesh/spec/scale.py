@@ -23,6 +23,14 @@ from mesh.spec.fields import (
 )
 from mesh.units import shown
 
+LEAST_TARGET = 1e-6
+
+
+def _target_fault(target: float) -> str | None:
+    if not target:
+        return "must be above zero"
+    return None if target >= LEAST_TARGET else f"must be at least {LEAST_TARGET:.6f}, got {shown(target)}"
+
 
 class PrometheusMetric(Part):
     """A query whose result should be `target` per replica."""
@@ -36,8 +44,8 @@ class PrometheusMetric(Part):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if not self.target:
-            raise FieldFault("target", "must be above zero")
+        if fault := _target_fault(self.target):
+            raise FieldFault("target", fault)
         if not re.match(r"https?://[^/\s]+", self.url):
             raise FieldFault("url", f"must begin with http:// or https:// and a host, got {shown(self.url)}")
         if not self.query.strip():
@@ -64,8 +72,9 @@ class Metric(Part):
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("needs exactly one of in_flight, requests_per_second, cpu, memory or prometheus")
-        if getattr(self, given[0]) == 0:
-            raise FieldFault(given[0], "must be above zero")
+        target = getattr(self, given[0])
+        if isinstance(target, float) and (fault := _target_fault(target)):
+            raise FieldFault(given[0], fault)
         return self
 
 

@@ -16,16 +16,16 @@ import numpy as np
 
 from mesh.scheduler.autoscale import hpa
 from mesh.scheduler.autoscale.board import Board
-from mesh.scheduler.autoscale.followed import Bounds, Followed, is_busy, ready_count, whole_value
+from mesh.scheduler.autoscale.followed import Bounds, Followed, is_busy, parts_of_ready, whole_value
 from mesh.scheduler.autoscale.model import Decision, Limit, Memory, MetricDecision, Reading, Target
-from mesh.scheduler.autoscale.pace import AHEAD, Asked, Pace, jumps, needs_of
+from mesh.scheduler.autoscale.pace import AHEAD, Asked, Pace, needs_of
 from mesh.scheduler.autoscale.season import Seasons
 from mesh.scheduler.autoscale.sentences import State, why
 from mesh.scheduler.autoscale.windows import PANIC, STABLE, TREND, Figures, Flags, Floats, Integers, Windows
 
 _LIMITS: tuple[Limit, ...] = ("", "min", "max", "rate", "stabilisation", "tolerance", "schedule", "override",
                               "first window", "missing metrics", "not ready", "interval", "to zero")  # fmt: skip
-_BINDING = ("min", "max", "rate", "stabilisation", "schedule", "first window", "missing metrics", "to zero")
+_BINDING = ("min", "max", "rate", "stabilisation", "schedule", "first window", "to zero")
 _CODE: dict[str, int] = {limit: code for code, limit in enumerate(_LIMITS)}
 
 
@@ -151,8 +151,9 @@ class Autoscaler:
         if not self._order:
             return []
         for name, reading in readings.items():
-            if name in self._services:
-                self._take(self._services[name], reading, now)
+            service = self._services.get(name)
+            if service is not None and reading != service.reading:
+                self._take(service, reading, now)
         self._recommend(now)
         found = []
         for index in np.flatnonzero(self._board.known & (self._wanted != self._board.current)):
@@ -165,34 +166,32 @@ class Autoscaler:
     def _take(self, service: Followed, reading: Reading, now: float) -> None:
         index, board = self._index[service.name], self._board
         change = service.take(reading, now)
-        if change > 0:
-            self._pace.grown[index] = now
-        elif change < 0:
-            self._pace.shrunk[index] = now
-        if change and board.verdict[index] != reading.current:
-            board.verdict[index] = -1
+        if change:
+            (self._pace.grown if change > 0 else self._pace.shrunk)[index] = now
+            if board.verdict[index] != reading.current:
+                board.verdict[index] = -1
         if not board.known[index]:
             board.known[index] = True
             board.idle_since[index] = now
             window = service.limits.down.window if board.hpa[index] else max(STABLE, service.limits.down.window)
             board.first_end[index] = now + window
-        if is_busy(reading):
-            board.idle_since[index] = now
+        board.busy[index] = is_busy(reading)
         board.current[index] = reading.current
-        board.ready[index] = ready_count(reading)
         board.waking[index] = 0 if reading.current else service.waking()
         self._measure(index, service)
 
     def _measure(self, index: int, service: Followed) -> None:
         """What a reading says about each metric, into the series."""
-        reading, start = service.reading, self._starts[index]
+        reading, column = service.reading, self._starts[index]
         assert reading is not None
-        ready, faulty = int(self._board.ready[index]), False
-        for number, metric in enumerate(service.scale.metrics):
-            value, fault = whole_value(metric, service.keys[number], reading, ready)
-            self._values[start + number] = value or 0.0
-            self._told[start + number] = value is not None
+        parts, faulty = parts_of_ready(reading), False
+        self._board.ready[index] = len(parts)
+        for key, metric in zip(service.keys, service.scale.metrics, strict=True):
+            value, fault = whole_value(metric, key, reading, parts)
+            self._told[column] = value is not None
+            self._values[column] = value or 0.0
             faulty = faulty or bool(fault)
+            column += 1
         self._board.faulty[index] = faulty
 
     def _recommend(self, now: float) -> None:
@@ -232,9 +231,9 @@ class Autoscaler:
                 count = self._order[index].steady(now, int(self._wanted[index]), int(board.current[index]))
                 if count != self._wanted[index]:
                     self._wanted[index], self._limit[index] = count, _CODE["stabilisation"]
+        self._set(board.faulty & (self._wanted < board.current), board.current, "missing metrics")
         first = (age < STABLE) | (now < board.first_end)
         self._set(first & (self._wanted < board.current), board.current, "first window")
-        self._set(board.faulty & (self._wanted < board.current), board.current, "missing metrics")
 
     def _look(self, now: float) -> None:
         """HPA's looks: at those services whose time has come, and what came of the others' last."""
@@ -245,6 +244,8 @@ class Autoscaler:
             board.verdict[index], board.limit[index] = verdict.replicas, _CODE[verdict.limit]
             board.asked[index] = verdict.recommendation
             late = now - board.next_look[index]
+            if math.isinf(late):  # the first look; the next ones are spread over the interval
+                late = index % self._interval
             board.next_look[index] = now + self._interval - (late if late < self._interval else 0.0)
         looked = board.hpa & (board.verdict >= 0)
         self._recommended = np.where(board.hpa, np.where(looked, board.asked, board.current), self._recommended)
@@ -257,15 +258,16 @@ class Autoscaler:
         may_sleep = np.isfinite(board.zero_after)
         low = np.minimum(np.where(may_sleep, np.maximum(board.low, 1), board.low), board.high)
         within = np.minimum(np.maximum(board.current, low), board.high)
-        self._wanted = np.where(board.current == within, self._wanted, within)
-        schedule = np.where(board.scheduled, _CODE["schedule"], 0)
+        outside = board.current != within  # it is brought back at once, whatever else
+        least = np.where(may_sleep & (board.low == 0), _CODE["to zero"], _CODE["min"])
         for beyond, bound, limit in (
-            (self._wanted < low, low, np.where(may_sleep & (board.low == 0), _CODE["to zero"], _CODE["min"])),
-            (self._wanted > board.high, board.high, np.full(len(low), _CODE["max"])),
+            (np.where(outside, board.current, self._wanted) < low, low, least),
+            (np.where(outside, board.current, self._wanted) > board.high, board.high, _CODE["max"]),
         ):
             self._wanted = np.where(beyond, bound, self._wanted)
-            self._limit = np.where(beyond, np.where(schedule > 0, schedule, limit), self._limit)
+            self._limit = np.where(beyond, np.where(board.scheduled, _CODE["schedule"], limit), self._limit)
 
+        board.idle_since = np.where(board.busy, now, board.idle_since)
         idle = may_sleep & (now - board.idle_since >= board.zero_after)
         asleep = (board.current == 0) & (may_sleep | (board.low == 0))
         self._recommended = np.where(asleep, board.waking, np.where(idle, 0, self._recommended))
@@ -359,13 +361,13 @@ class Autoscaler:
         for number, metric in enumerate(service.scale.metrics):
             column = self._starts[index] + number
             key, target = service.keys[number], float(self._targets[column])
-            _, fault = whole_value(metric, key, service.reading, int(board.ready[index]))
+            _, fault = whole_value(metric, key, service.reading, parts_of_ready(service.reading))
             looks = {f"stable {STABLE}s": figures.stable[column]}
             if self._pace.panic_since[index] > -math.inf:
                 looks[f"panic {PANIC}s"] = figures.panic[column]
             if board.predictive[index]:
                 looks[f"trend {TREND}s"] = figures.ahead[column] - figures.error[column]
-                looks["jump 2s"] = jumps(figures)[column]
+                looks["jump 2s"] = figures.jump[column]
             window = max(looks, key=lambda look: looks[look])
             told = self._windows.age[column] > 0
             amount = float(looks[window])

@@ -13,7 +13,7 @@ class Board(Columns):
 
     DEFAULTS: ClassVar = {
         "known": False, "current": 0, "ready": 0, "held": -1, "low": 0, "high": 0, "scheduled": False,
-        "until": math.inf, "idle_since": math.inf, "zero_after": math.inf, "waking": 0, "faulty": False,
+        "until": math.inf, "busy": False, "idle_since": math.inf, "zero_after": math.inf, "waking": 0, "faulty": False,
         "bare": False, "hpa": False, "predictive": False, "next_look": math.inf,
         "asked": 0, "verdict": -1, "limit": 0, "tolerance_up": 0.0, "tolerance_down": 0.0, "first_end": math.inf,
     }  # fmt: skip
@@ -25,6 +25,7 @@ class Board(Columns):
     high: Integers
     scheduled: Flags  # `low` and `high` are a schedule's
     until: Floats  # when they change
+    busy: Flags  # somebody uses it, or nobody can tell
     idle_since: Floats
     zero_after: Floats  # seconds; inf: never to zero
     waking: Integers  # how many what waits asks for, where there are none

@@ -117,7 +117,7 @@ class Followed:
         if count != steady:
             limit = "rate"
         elif steady != asked:
-            early = count == current > asked and now < self.first + self.limits.down.window
+            early = count == current > asked and now <= self.first + self.limits.down.window
             limit = "first window" if early else "stabilisation"
         elif asked == current and any(self._near(one) for one in metrics):
             limit = "tolerance"
@@ -151,11 +151,12 @@ class Followed:
         return found
 
 
-def ready_count(reading: Reading) -> int:
-    return sum(replica.state is ReplicaState.READY for replica in reading.replicas)
+def parts_of_ready(reading: Reading) -> list[dict[str, float]]:
+    """What each ready replica tells."""
+    return [replica.values for replica in reading.replicas if replica.state is ReplicaState.READY]
 
 
-def whole_value(metric: Metric, key: str, reading: Reading, ready: int) -> tuple[float | None, str]:
+def whole_value(metric: Metric, key: str, reading: Reading, parts: list[dict[str, float]]) -> tuple[float | None, str]:
     """A metric of all replicas together, and why it is missing, or only a part.
 
     A replica that does not tell its part, though others do, counts nothing, so that it scales nothing up, and is a
@@ -165,10 +166,10 @@ def whole_value(metric: Metric, key: str, reading: Reading, ready: int) -> tuple
     value, fault = hpa.sound(sample), hpa.fault_of(sample)
     if metric.prometheus is not None:
         return value, fault
-    parts = [replica.values.get(key, math.nan) for replica in reading.replicas if replica.state is ReplicaState.READY]
-    told = [part for part in parts if math.isfinite(part) and part >= 0]
+    told = [part[key] for part in parts if key in part]
     if metric.cpu is not None or metric.memory is not None:
-        value = sum(told) if told else None if value is None else value * ready
+        told = [share for share in told if hpa.is_sound(share)]
+        value = sum(told) if told else None if value is None else value * len(parts)
     if told and len(told) < len(parts):
         fault = fault or f"{len(parts) - len(told)} of {len(parts)} replicas do not tell it"
     return value, fault
@@ -178,5 +179,5 @@ def is_busy(reading: Reading) -> bool:
     """Whether anybody uses the service; also where nobody can tell."""
     if reading.traffic is not None:
         return reading.traffic > 0 or reading.waiting > 0
-    values = [reading.metrics[key].value for key in ("in_flight", "requests_per_second") if key in reading.metrics]
-    return bool(reading.waiting) or not values or any(value is None or value != 0 for value in values)
+    told = [reading.metrics[key].value for key in ("in_flight", "requests_per_second") if key in reading.metrics]
+    return reading.waiting > 0 or not told or any(value != 0 for value in told)

@@ -29,6 +29,8 @@ CPU_INITIALIZATION = 300.0
 """Seconds after a replica's start in which its CPU counts only while it is ready: …-cpu-initialization-period."""
 INITIAL_READINESS = 30.0
 """Seconds after its start: not ready since then, it has never been ready: …-initial-readiness-delay."""
+MOST = 1e15
+"""What is above that was not measured."""
 
 _PENDING = frozenset({ReplicaState.ASSIGNED, ReplicaState.PULLING, ReplicaState.STARTING})
 _GONE = frozenset({ReplicaState.DRAINING, ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST})
@@ -54,10 +56,14 @@ class _Groups:
     missing: int = 0
 
 
+def is_sound(value: float | None) -> bool:
+    """Whether a measured value can be gone by: it is there, a number, not negative, and not beyond all bounds."""
+    return value is not None and 0 <= value <= MOST
+
+
 def sound(sample: Sample | None) -> float | None:
-    """A metric's value; None where it failed: it is missing, not a number, infinite or negative."""
-    value = None if sample is None else sample.value
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
+    """A metric's value; None where it failed."""
+    return sample.value if sample is not None and is_sound(sample.value) else None
 
 
 def fault_of(sample: Sample | None) -> str:
@@ -103,8 +109,8 @@ def proposal(metric: Metric, reading: Reading, now: float, tolerance: Tolerance)
     mean = sum(groups.counted) / len(groups.counted)
     # a missing replica uses all of its request (a resource), or just the target, when that keeps from scaling down
     fallback = target if whole else 1.0
-    count = _desired(groups, target, fallback, reading.current, tolerance, plain=whole)
-    return MetricDecision(metric=key, value=mean, target=target, recommendation=count, fault=partly)
+    count, note = _desired(groups, target, fallback, reading.current, tolerance, plain=whole)
+    return MetricDecision(metric=key, value=mean, target=target, recommendation=count, fault=partly, note=note)
 
 
 def _of_the_sum(key: str, target: float, reading: Reading, groups: _Groups, tolerance: Tolerance) -> MetricDecision:
@@ -119,29 +125,34 @@ def _of_the_sum(key: str, target: float, reading: Reading, groups: _Groups, tole
         count = ceil(total / target)
         return MetricDecision(metric=key, value=total, target=target, recommendation=count, fault=fault)
     even = _Groups([total / ready] * ready, groups.aside)
-    count = _desired(even, target, target, reading.current, tolerance, plain=True)
-    return MetricDecision(metric=key, value=total / ready, target=target, recommendation=count, fault=fault)
+    count, note = _desired(even, target, target, reading.current, tolerance, plain=True)
+    each = total / ready
+    return MetricDecision(metric=key, value=each, target=target, recommendation=count, fault=fault, note=note)
 
 
 def _desired(
     groups: _Groups, target: float, fallback: float, current: int, tolerance: Tolerance, *, plain: bool
-) -> int:
-    """calcPlainMetricReplicas and GetResourceReplicas: the same but for what a missing replica is taken to use."""
+) -> tuple[int, str]:
+    """calcPlainMetricReplicas and GetResourceReplicas (the same but for what a missing replica is taken to use), and
+    which replicas did not count as they are."""
     ratio = sum(groups.counted) / len(groups.counted) / target
     up = ratio > 1.0
     if not (groups.aside and up) and not groups.missing:
-        return current if tolerance.covers(ratio) else ceil(ratio * len(groups.counted))
-    values = list(groups.counted)
+        return current if tolerance.covers(ratio) else ceil(ratio * len(groups.counted)), ""
+    values, notes = list(groups.counted), []
     if groups.missing and (plain or ratio != 1.0):
-        values += [fallback if ratio < 1.0 else 0.0] * groups.missing
+        taken = fallback if ratio < 1.0 else 0.0
+        values += [taken] * groups.missing
+        notes.append(f"{groups.missing} that told nothing as {taken:.4g}")
     if groups.aside and up:
         values += [0.0] * groups.aside
+        notes.append(f"{groups.aside} not ready as 0")
     again = sum(values) / len(values) / target
-    if tolerance.covers(again) or (ratio < 1.0 < again) or (again < 1.0 < ratio):
-        return current
+    note = f"{' and '.join(notes)}: {again * target:.4g}" if notes else ""
     count = ceil(again * len(values))
+    turned = (ratio < 1.0 < again) or (again < 1.0 < ratio)
     against = (again < 1.0 and count > current) or (again > 1.0 and count < current)
-    return current if against else count
+    return current if tolerance.covers(again) or turned or against else count, note
 
 
 def _average(value: float, target: float, reading: Reading, tolerance: Tolerance) -> int:
@@ -167,7 +178,7 @@ def _sort(reading: Reading, key: str, now: float, *, cpu: bool, proxied: bool) -
             groups.aside += 1
             continue
         value = replica.values.get(key)
-        if value is None or not math.isfinite(value) or value < 0:
+        if value is None or not is_sound(value):
             groups.missing += 1
         elif cpu and _untrusted(replica, ready, now):
             groups.aside += 1

@@ -117,6 +117,8 @@ class MetricDecision(Part, frozen=True, kw_only=True):
     recommendation: int | None
     """Replicas; None: it fails."""
     fault: str = ""
+    note: str = ""
+    """Which replicas were not counted as they are, and how then."""
 
 
 class Decision(Part, frozen=True, kw_only=True):

@@ -35,15 +35,10 @@ MAX_DOWN = 2.0
 
 AHEAD = 8.0
 """Seconds that a trend is continued."""
-JUMP = 0.25
-"""A jump is at least so much above the mean, as a part of it, and JUMP_SPREADS standard deviations."""
-JUMP_SPREADS = 3.0
-TURN_UP = 0.1
+TURN_UP = 0.2
 """How far beyond the count the need must be to turn from shrinking to growing, as a part of it."""
-TURN_DOWN = 0.2
-"""… and from growing to shrinking."""
-NOISE = 1.5
-"""How many of the trend's standard errors come on top of either."""
+TURN_DOWN = 0.3
+"""… and from growing to shrinking. The trend's standard error, as a part of the need, comes on top of either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +57,16 @@ def needs_of(figures: Figures, targets: Floats, starts: Integers) -> Needs:
     """Series to services: `starts` has the first series of each service."""
 
     def largest(values: Floats) -> Floats:
-        found: Floats = np.maximum.reduceat(values / targets, starts)
-        return found
+        needs = values / targets
+        return needs if len(starts) == len(needs) else np.maximum.reduceat(needs, starts)
 
     return Needs(
         largest(figures.stable),
         largest(figures.panic),
         largest(figures.ahead - figures.error),
-        largest(jumps(figures)),
+        largest(figures.jump),
         largest(figures.error),
     )
-
-
-def jumps(figures: Figures) -> Floats:
-    """The last value where it and the one before are a jump, elsewhere 0."""
-    high = figures.stable + np.maximum(JUMP * figures.stable, JUMP_SPREADS * figures.spread)
-    found: Floats = np.where((figures.before > high) & (figures.last > high), figures.last, 0.0)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +116,7 @@ class Pace(Columns):
         self.panic_most = np.where(panic, np.maximum(self.panic_most, rated), 0)
         kept = np.where(panic, self.panic_most, rated)
 
-        noise = NOISE * needs.error / np.maximum(need, 1e-9)
+        noise = needs.error / np.maximum(need, 1e-9)
         no_turn_up = (now - self.shrunk < STABLE) & (need <= current * (1 + TURN_UP + noise)) & (needs.jump < need)
         no_turn_down = (now - self.grown < STABLE) & (need * (1 + TURN_DOWN + noise) >= current)
         stays = predictive & ~panic & np.where(kept > current, no_turn_up, no_turn_down)

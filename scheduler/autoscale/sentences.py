@@ -60,9 +60,13 @@ def _measured(metric: MetricDecision, decision: Decision) -> str:
     span = "" if decision.window == "now" else f" ({decision.window})"
     if metric.metric in ("cpu", "memory"):
         found = format_share(round(metric.value or 0, 3))
-        return f"{metric.metric} is at {found}{span}, target {format_share(metric.target)}"
+        return f"{metric.metric} is at {found}{span}, target {format_share(metric.target)}{_counted(metric)}"
     what = _UNITS.get(metric.metric, metric.metric)
-    return f"{metric.value:.4g} {what}{each}{span}, target {metric.target:.4g}"
+    return f"{metric.value:.4g} {what}{each}{span}, target {metric.target:.4g}{_counted(metric)}"
+
+
+def _counted(metric: MetricDecision) -> str:
+    return f" (with {metric.note})" if metric.note else ""
 
 
 def _replicas(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The last minute of many series at once: means, spread and trend of each, by two products of matrices."""
+"""The last minute of many series at once: means, spread and trend of each, as arrays."""
 
 from __future__ import annotations
 
@@ -39,23 +39,29 @@ PANIC = 6
 TREND = 20
 """Seconds through which a line is drawn."""
 
+JUMP = 0.25
+"""A jump is at least so much above the stable mean, as a part of it, and …"""
+JUMP_SPREADS = 3.0
+"""… so many standard deviations of the stable window."""
+
 _X = np.arange(TREND) - (TREND - 1) / 2
 _SXX = float(_X @ _X)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of each series: the means over the stable and the panic window, the standard deviation over the stable one; the
-    line through the last TREND seconds, continued `ahead` seconds, and that value's standard error; the last values."""
+    """What the last minute of each series says."""
 
     stable: Floats
+    """The mean of the stable window."""
     panic: Floats
-    spread: Floats
+    """The mean of the panic window."""
     ahead: Floats
+    """A line through the last TREND seconds, continued into the future; 0 where so many are not known."""
     error: Floats
-    last: Floats
-    before: Floats
-    """The value of a second ago."""
+    """The standard error of that."""
+    jump: Floats
+    """The last value, where it and the one before are far above all others; elsewhere 0."""
 
 
 class Windows:
@@ -67,7 +73,6 @@ class Windows:
 
     def __init__(self, width: int) -> None:
         self._values = np.zeros((STABLE, width))
-        self._squares = np.zeros((STABLE, width))
         self._second = -1
         self.age: Integers = np.zeros(width, np.int64)
         """For how many seconds each series has been known, at most STABLE; 0: it is not."""
@@ -79,7 +84,6 @@ class Windows:
         kept = np.flatnonzero(numbers >= 0)
         source = numbers[kept]
         chosen._values[:, kept] = self._values[:, source]
-        chosen._squares[:, kept] = self._squares[:, source]
         chosen._second = self._second
         chosen.age[kept] = self.age[source]
         return chosen
@@ -89,39 +93,40 @@ class Windows:
         second = math.floor(now)
         passed = min(max(second - self._second, 0), STABLE) if self._second >= 0 else 1
         if forgotten.any():
-            self._values[:, forgotten] = self._squares[:, forgotten] = 0.0
+            self._values[:, forgotten] = 0.0
             self.age[forgotten] = 0
         known = (told | (self.age > 0)) & ~forgotten
         values = np.where(known, np.where(told, values, self._values[self._second % STABLE]), 0.0)
-        squares = values * values
-        for row in range(second - max(passed, 1) + 1, second + 1):
-            self._values[row % STABLE] = values
-            self._squares[row % STABLE] = squares
+        rows = np.arange(second - max(passed, 1) + 1, second + 1) % STABLE
+        self._values[rows] = values
         self.age = np.where(known, np.minimum(np.maximum(self.age + passed, 1), STABLE), 0)
         self._second = second
 
     def figures(self, ahead: float) -> Figures:
         """What the last minute says, and a line through it says about in `ahead` seconds."""
-        ago = (self._second - np.arange(STABLE)) % STABLE
-        weights = np.zeros((4, STABLE))
-        weights[0] = 1.0
-        weights[1, ago[:PANIC]] = 1.0
-        weights[2, ago[:TREND]] = 1.0
-        weights[3, ago[:TREND]] = _X[::-1]
-        stable, panic, trend, slope = weights @ self._values
-        squares, trend_squares = weights[(0, 2), :] @ self._squares
+        recent = self._values[(self._second - np.arange(TREND)) % STABLE]  # the newest first
         age = np.maximum(self.age, 1)
-        stable, panic = stable / age, panic / np.minimum(age, PANIC)
-        middle, slope = trend / TREND, slope / _SXX
-        rest = np.maximum(trend_squares - TREND * middle * middle - _SXX * slope * slope, 0.0)
+        stable, panic = self._values.sum(axis=0) / age, recent[:PANIC].sum(axis=0) / np.minimum(age, PANIC)
+        # einsum, for it needs no BLAS, whose threads would spin on a busy node
+        middle, slope = recent.sum(axis=0) / TREND, np.einsum("i,ij->j", _X[::-1], recent) / _SXX
+        squares = np.einsum("ij,ij->j", recent, recent)
+        rest = np.maximum(squares - TREND * middle * middle - _SXX * slope * slope, 0.0)
         reach = (TREND - 1) / 2 + ahead
-        lined = self.age >= TREND
         return Figures(
             stable,
             panic,
-            np.sqrt(np.maximum(squares / age - stable * stable, 0.0)),
-            np.where(lined, middle + slope * reach, 0.0),
-            np.sqrt(rest / (TREND - 2) * (1 / TREND + reach * reach / _SXX)),
-            self._values[ago[0]],
-            np.where(self.age > 1, self._values[ago[1]], 0.0),
+            np.where(self.age >= TREND, middle + slope * reach, 0.0),
+            np.sqrt(rest * ((1 / TREND + reach * reach / _SXX) / (TREND - 2))),
+            self._jumps(recent[0], recent[1], stable),
         )
+
+    def _jumps(self, last: Floats, before: Floats, stable: Floats) -> Floats:
+        found = np.zeros_like(last)
+        high = stable * (1 + JUMP)
+        columns = np.flatnonzero((before > high) & (last > high) & (self.age > 1))
+        values = self._values[:, columns]
+        variance = (values * values).sum(axis=0) / self.age[columns] - stable[columns] ** 2
+        spread = np.sqrt(np.maximum(variance, 0.0))
+        beyond = np.minimum(before, last)[columns] > stable[columns] + JUMP_SPREADS * spread
+        found[columns[beyond]] = last[columns[beyond]]
+        return found

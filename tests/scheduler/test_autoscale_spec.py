@@ -11,6 +11,7 @@ from mesh.spec.service import parse_spec
 
 FAULTS: dict[str, dict[str, Any]] = {
     "scale.metrics.0.in_flight: must be above zero": {"metrics": [{"in_flight": 0}]},
+    "scale.metrics.0.in_flight: must be at least 0.000001, got 1e-300": {"metrics": [{"in_flight": 1e-300}]},
     "scale.metrics.0.in_flight: must be a number 0..1e+12, got -1": {"metrics": [{"in_flight": -1}]},
     "scale.metrics.0.requests: unknown field": {"metrics": [{"requests": 5}]},
     "scale.metrics.0.prometheus.target: must be above zero": {

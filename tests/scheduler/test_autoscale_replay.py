@@ -1,0 +1,126 @@
+"""The file of `mesh autoscale --replay`: what it may hold, what is wrong with it, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.cli.app import run
+from mesh.cli.replay_file import script_of
+from mesh.scheduler.autoscale.replay import replay
+from mesh.spec.errors import SpecError
+
+SCALE = {"max": 50, "metrics": [{"in_flight": 10}], "mode": "hpa"}
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "series: is required": {"scale": SCALE},
+    "scale.min: must not be above max, got 60 and 50": {"scale": {**SCALE, "min": 60}, "series": []},
+    "series.0.time: is required": {"scale": SCALE, "series": [{"load": 1}]},
+    "series.0.time: must be a time such as 2026-03-29T00:00:00Z, or Unix seconds, got 'noon'": {
+        "scale": SCALE, "series": [{"time": "noon"}]},
+    "series.0.lod: unknown field (did you mean 'load'?)": {"scale": SCALE, "series": [{"time": 0, "lod": 1}]},
+    "series.0.load: must be a number, a share such as 70%, or nothing where it is missing, got 'much'": {
+        "scale": SCALE, "series": [{"time": 0, "load": "much"}]},
+    "series.0.metrics.cpu: is no metric of scale, which has in_flight": {
+        "scale": SCALE, "series": [{"time": 0, "metrics": {"cpu": 1}}]},
+    "series.1.time: must be later than the one before, 5": {
+        "scale": SCALE, "series": [{"time": 5, "load": 1}, {"time": 5, "load": 1}]},
+    "series.0.load: is for one metric, name them under metrics: there are 2": {
+        "scale": {"metrics": [{"in_flight": 1}, {"cpu": "50%"}]}, "series": [{"time": 0, "load": 1}]},
+    "series.0.replicas: stands for ready, missing, unready and dying: leave those out": {
+        "scale": SCALE, "series": [{"time": 0, "ready": 1, "replicas": {"a": {}}}]},
+    "series.0.ready: must be 0..100000, got -1": {"scale": SCALE, "series": [{"time": 0, "ready": -1}]},
+    "series.0: must have at most 10000 replicas": {"scale": SCALE, "series": [{"time": 0, "ready": 10001}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentence", "body"), FAULTS.items(), ids=list(FAULTS))
+def test_a_fault_is_a_sentence_with_its_path(sentence: str, body: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as raised:
+        script_of(body)
+    assert raised.value.errors == [sentence]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"scale": {}, "series": [{"time": NaN}]}'])
+def test_a_bad_file_is_code_2_and_nothing_on_standard_output(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "series.json"
+    file.write_text(text)
+    assert run(["autoscale", "--replay", str(file), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(file) in err
+
+
+def test_a_service_and_a_file_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["autoscale"]) == 2
+    assert run(["autoscale", "web", "--replay", "x"]) == 2
+    assert capsys.readouterr().err.count("give either a SERVICE or --replay FILE") == 2
+
+
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "series.yaml"
+    file.write_text("""
+scale: {max: 50, metrics: [{in_flight: 10}], mode: hpa}
+replicas: 3
+series:
+  - {time: 0, load: 30}
+  - {time: 15, load: 60, ready: 3}
+""")
+    assert run(["autoscale", "--replay", str(file), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["decisions"]
+    assert (first["time"], first["replicas"], first["limit"]) == (0, 3, None)
+    assert second == {
+        "time": 15,
+        "current": 3,
+        "replicas": 6,
+        "recommendation": 6,
+        "metric": "in_flight",
+        "window": "now",
+        "limit": None,
+        "why": "20 requests in flight per replica, target 10: 3 → 6",
+        "metrics": [{"metric": "in_flight", "value": 20.0, "target": 10.0, "recommendation": 6}],
+    }
+    assert run(["autoscale", "--replay", str(file)]) == 0
+    assert "3 → 6" in capsys.readouterr().out
+
+
+def test_the_example_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["autoscale", "--replay", str(Path(__file__).parents[2] / "examples/autoscale.json"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["decisions"]) == 7
+
+
+def counts(scale: dict[str, Any], series: list[dict[str, Any]], **more: Any) -> list[int]:
+    return [one.replicas for one in replay(script_of({"scale": scale, "series": series, **more}))]
+
+
+def test_the_recorded_count_holds_over_what_was_decided() -> None:
+    assert counts(SCALE, [{"time": 0, "load": 60}, {"time": 15, "load": 60, "current": 2}], replicas=3) == [6, 4]
+
+
+def test_replicas_become_ready_after_their_start_where_the_series_does_not_say() -> None:
+    series = [{"time": time, "load": 60} for time in range(0, 60, 15)]
+    # 20 per replica: 6. With 3 of 6 ready (the others set aside: 10 each) they are right. All ready: 10 each
+    assert counts(SCALE, series, replicas=3, start_up="20s") == [6, 6, 6, 6]
+    scale = {**SCALE, "mode": "kpa"}
+    assert counts(scale, series, replicas=3, start_up="20s")[-1] == 6
+
+
+def test_replicas_may_be_told_one_by_one() -> None:
+    replicas = {"a": {"metrics": {"cpu": "90%"}}, "b": {"metrics": {"cpu": 0.9}}, "c": {"state": "starting"}}
+    scale = {"metrics": [{"cpu": "50%"}], "mode": "hpa"}
+    assert counts(scale, [{"time": 0, "replicas": replicas}], replicas=3) == [4]  # 1.8 up: 1.8/3 = 0.6: ceil(1.2 · 3)
+
+
+def test_times_may_be_dates() -> None:
+    scale = {**SCALE, "schedules": [{"cron": "0 8 * * *", "min": 5, "max": 9, "zone": "Europe/Berlin"}]}
+    series = [{"time": "2026-01-05T06:59:00Z", "load": 5}, {"time": "2026-01-05T08:00:00+01:00", "load": 5}]
+    assert counts({**scale, "min": 1}, [{**one, "current": 1} for one in series])[-1] == 5
+
+
+def test_hands_are_recorded_too() -> None:
+    assert counts(SCALE, [{"time": 0, "load": 60, "held": 2}, {"time": 15, "load": 60}], replicas=3) == [2, 4]
