@@ -85,7 +85,7 @@ def test_a_release_that_only_crashes_is_taken_back_and_does_not_eat_the_cluster(
     mesh.cluster.apply(service(engine, "sound", LIVES, update=update))
     before = mesh.cluster.wait_ready("sound", 1)
     mesh.cluster.apply(service(engine, "sound", "exit 3", update=update))
-    eventually(lambda: "release 3 is release 1 again" in mesh.cluster.mesh("events", "sound"), "a rollback", 60)
+    eventually(lambda: "release 3 is in force" in mesh.cluster.mesh("events", "sound"), "a rollback", 60)
     assert mesh.cluster.wait_ready("sound", 1) == before
     made = engine.containers(all=True, filters={"label": "mesh.service=sound"})
     assert len(made) < 10

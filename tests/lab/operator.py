@@ -152,7 +152,7 @@ class Operator:
     def sends_to(self, asked: str, node: str, service: str = "web") -> bool:
         """Whether a host's DNS and proxy send to what another host runs."""
         with urlopen(f"http://{switch.address(asked)}:7070/v1/table", timeout=5) as answer:
-            endpoints = json.load(answer)["services"][service]["endpoints"]
+            endpoints = json.load(answer)["services"][service].get("endpoints", [])
         return any(one["node"] == node and one.get("state", "ready") == "ready" for one in endpoints)
 
     def asked(self, ask: Callable[[str], T]) -> T:

@@ -169,7 +169,9 @@ class Recorder:
 def _table(host: Host) -> dict[str, str]:
     with urlopen(f"http://{host.address}:7070/v1/table", timeout=2) as answer:
         services = json.load(answer)["services"]
-    return {one["id"]: one.get("state", "ready") for service in services.values() for one in service["endpoints"]}
+    return {
+        one["id"]: one.get("state", "ready") for service in services.values() for one in service.get("endpoints", [])
+    }
 
 
 def _answers(host: Host) -> dict[str, str]:
