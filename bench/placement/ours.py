@@ -76,14 +76,14 @@ class Placed:
         """Loses so many of the nodes, finds what ran there, and places it elsewhere: the complete new plan."""
         lost = np.zeros(self.mix.nodes, bool)
         lost[np.random.default_rng(seed).choice(self.mix.nodes, int(share * self.mix.nodes), replace=False)] = True
-        where = np.concatenate(self.nodes)
-        services = np.repeat(np.arange(len(self.nodes)), [one.size for one in self.nodes])
+        where, sizes = np.concatenate(self.nodes), np.array([one.size for one in self.nodes])
+        services = np.repeat(np.arange(sizes.size), sizes)
         begun = time.process_time()
         self.cluster.take([("cpu", MAX_AMOUNT)], lost.nonzero()[0])
         gone = lost[where]
-        counts = np.bincount(services[gone], minlength=len(self.nodes))
+        counts = np.bincount(services[gone], minlength=sizes.size)
         staying = where[~gone].astype(np.int64)
-        ends = np.bincount(services[~gone], minlength=len(self.nodes)).cumsum().tolist()
+        ends = (sizes - counts).cumsum().tolist()
         each, placed = [], 0
         for number in counts.nonzero()[0].tolist():
             start = time.perf_counter()

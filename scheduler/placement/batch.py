@@ -25,7 +25,7 @@ from mesh.scheduler.placement import scores
 from mesh.scheduler.placement.cluster import Cluster, Floats, Groups, Ints
 from mesh.scheduler.placement.kinds import Kind
 from mesh.scheduler.placement.scores import NEVER
-from mesh.scheduler.placement.search import lane_by_lane, node_by_node, one_by_one
+from mesh.scheduler.placement.search import best_of_all, lane_by_lane, node_by_node, one_by_one
 from mesh.scheduler.placement.terms import Terms, Tier, first_keys
 
 SPARE = 8
@@ -42,6 +42,8 @@ def fill(cluster: Cluster, kind: Kind, terms: Terms, count: int) -> Ints:
     """Takes room for as many replicas as possible; returns their nodes, in the order greedy chooses them."""
     if terms.caps or terms.to_itself or terms.last.size:
         return one_by_one(cluster, kind, terms, count)
+    if count == 1 and all(tier.is_even for tier in terms.tiers):
+        return best_of_all(cluster, kind, terms)
     if terms.tiers:
         few = count <= (2 * FEW if kind.fills and terms.max_per_node != 1 else FEW)
         few = few and len(terms.tiers) == 1 and terms.tiers[0].groups.size <= FEW

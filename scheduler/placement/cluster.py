@@ -69,10 +69,6 @@ class Staying:
         """How many there are on every node."""
         return np.bincount(self.nodes, minlength=self._size)
 
-    def on(self, node: int) -> int:
-        """How many there are on one node."""
-        return int(np.count_nonzero(self.nodes == node))
-
 
 class Cluster:
     """What is free on each node, and how many replicas of each service stay there, while a batch is placed."""

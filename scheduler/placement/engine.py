@@ -204,7 +204,7 @@ class _Batch:
             if refused[node]:
                 continue
             affinity = 0 if terms.affinity is None else int(terms.affinity[node])
-            pull = affinity + terms.to_itself * bool(terms.own_on(node))
+            pull = affinity + terms.to_itself * bool(terms.own is not None and terms.own.counts[node])
             levels = [float(tier.levels(tier.groups.of[[node]])[0]) for tier in terms.tiers]
             there = [float(tier.counts[tier.groups.of[node]]) for tier in terms.tiers]
             late = float(node in terms.last)

@@ -81,7 +81,9 @@ class Shape:
         cpu, memory = self._free_cpu[nodes], self._free_memory[nodes]
         cpu -= self._cpu_0d if earlier is None else (earlier + 1) * self._cpu
         memory -= self._memory_0d if earlier is None else (earlier + 1) * self._memory
-        cpu_share, memory_share = cpu * cluster.per_cpu[nodes], memory * cluster.per_memory[nodes]
+        cpu_share, memory_share = cpu.astype(float), memory.astype(float)
+        cpu_share *= cluster.per_cpu[nodes]
+        memory_share *= cluster.per_memory[nodes]
         if not self._cpu:  # what is not asked for may be overcommitted
             cpu_share = np.maximum(cpu_share, 0.0)
         if not self._memory:

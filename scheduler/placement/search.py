@@ -17,6 +17,16 @@ from mesh.scheduler.placement.scores import NEVER
 from mesh.scheduler.placement.terms import Terms, first_keys
 
 
+def best_of_all(cluster: Cluster, kind: Kind, terms: Terms) -> Ints:
+    """For one replica, where no group of nodes is to be preferred."""
+    keys = first_keys(kind, terms)
+    node = int(keys.argmin())
+    if keys.data[node] == NEVER:
+        return np.zeros(0, np.int64)
+    cluster.take_one(kind.needs, node, 1)
+    return np.array([node])
+
+
 def node_by_node(cluster: Cluster, kind: Kind, terms: Terms, count: int, searches: int) -> Ints:
     """A search for each node that is filled, or for each replica: up to a few that is cheaper than one for many."""
     keys = first_keys(kind, terms)

@@ -47,6 +47,11 @@ class Tier:
         levels: list[float] = (self.counts if self.is_plain else self.levels(np.arange(self.groups.size))).tolist()
         return levels
 
+    @property
+    def is_even(self) -> bool:
+        """It prefers no group."""
+        return len(set(self.first_levels())) == 1
+
     def level(self, group: int, rank: int) -> float:
         """The same for one group, after so many more."""
         return int(self.counts[group]) + rank if self.is_plain else float(self.levels(np.array([group]), rank)[0])
@@ -73,8 +78,8 @@ class Terms:
     last: Ints = field(default_factory=lambda: _NO_NODES)  # nodes that come after all others
 
     def own_on(self, node: int) -> int:
-        """The service's replicas on one node."""
-        return 0 if self.own is None else self.own.on(node)
+        """The service's replicas on a node that may have one more: none, where one is all it may have."""
+        return 0 if self.own is None or self.max_per_node == 1 else int(self.own.counts[node])
 
 
 def first_keys(kind: Kind, terms: Terms) -> Ints:
