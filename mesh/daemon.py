@@ -136,8 +136,8 @@ async def _agent(settings: AgentSettings, stop: Stop) -> None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.workers.replace_soon)
             settle()
             await until_stopped(node.run(), stop)
-        except (StartError, StoreError):  # it never became this node's agent
-            linger = 0.0
+        except (StartError, StoreError):  # it never became this node's agent; those of the last one serve on
+            linger = LINGER if node.workers.adopted else 0.0
             raise
         finally:
             await node.close(linger=0.0 if stop.signal is signal.SIGINT else linger)

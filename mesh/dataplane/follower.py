@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from mesh.aio import Backoff
 from mesh.dataplane.frames import (
     Applied,
@@ -97,14 +99,20 @@ class Follower:
             except OSError:
                 await backoff.sleep()
                 continue
-            backoff.reset()
             try:
                 deadline = None
                 deadline = loop.time() + (await self._follow(reader)).linger
+                backoff.reset()
             except EOFError as error:
                 if not survive or self._closing:
                     return
                 log.warning("supervisor is away (%s): serving on with the last Table", error or "closed")
+                backoff.reset()
+            except msgspec.DecodeError as error:  # of another version: it is about to start our successor
+                if not survive:
+                    raise
+                log.warning("supervisor is not understood (%s): serving on with the last Table", error)
+                await backoff.sleep()
             finally:
                 self._writer.close()
                 self._writer = None

@@ -47,6 +47,8 @@ class Workers:
         self._tasks = Tasks()
         self.news = Signal()
         """Set when `problems` may have changed."""
+        self.adopted = False
+        """Workers of an earlier supervisor were found."""
         self._problem = ""
         way = folder / "feed.sock"
         self._feed = Feed(way, on_hello=self._hello, on_change=self._changed)
@@ -69,8 +71,8 @@ class Workers:
 
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = orphans(self._folder)
-        if not found:
+        self.adopted = orphans(self._folder)
+        if not self.adopted:
             write_secret(self._folder)
         for slot in self._slots:
             slot.find_orphan()
@@ -78,7 +80,7 @@ class Workers:
         await self._feed.start()
         for newcomers in self._newcomers.values():
             newcomers.stand_by_soon()
-        self._tasks.spawn(self._run(alone=not found), "workers")
+        self._tasks.spawn(self._run(alone=not self.adopted), "workers")
 
     async def _run(self, *, alone: bool) -> None:
         if alone:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dnslib
+import msgspec
 import pytest
 
 from mesh.dataplane.worker import DnsArguments, ProxyArguments
@@ -194,6 +195,34 @@ async def test_workers_that_were_told_to_linger_end_by_themselves(supervisors: S
     supervisors._workers.remove(first)
     assert await rcode(supervisors.port, "web.svc.cluster") == dnslib.RCODE.NOERROR
     await until(lambda: gone(process), "its end")
+
+
+async def test_a_worker_serves_on_beside_a_supervisor_of_another_language(supervisors: Supervisors) -> None:
+    first = await supervisors.start()
+    first.publish(table("web"))
+    await first.serving()
+    process = pid(supervisors.folder, "dns-1")
+    await supervisors.die(first)
+    calls = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        frame = msgspec.msgpack.encode({"type": "Later", "what": "nobody knows"})
+        writer.write(len(frame).to_bytes(4, "big") + frame)
+        await reader.read()
+        writer.close()
+
+    way = supervisors.folder / "feed.sock"
+    way.unlink(missing_ok=True)
+    async with await asyncio.start_unix_server(speak, way):
+        await until(lambda: calls >= 2, "it calls again")
+        assert await rcode(supervisors.port, "web.svc.cluster") == dnslib.RCODE.NOERROR
+    second = await supervisors.start()
+    second.publish(table("web", "api"))
+    await until_rcode(supervisors.port, "api.svc.cluster", dnslib.RCODE.NOERROR)
+    assert second.adopted
+    assert pid(supervisors.folder, "dns-1") == process
 
 
 async def test_a_port_that_another_program_holds_is_a_problem_until_it_is_free(supervisors: Supervisors) -> None:
