@@ -31,7 +31,10 @@ from mesh.spec.service import Update
 from mesh.units import format_duration, format_share, parse_share
 
 UNDER_WAY = (RolloutState.ROLLING, RolloutState.CANARY)
-"""States in which slots are admitted, and deadlines run."""
+"""States in which deadlines run."""
+
+TRYING = (*UNDER_WAY, RolloutState.FAILED)
+"""States in which slots are admitted: what failed goes on as well, in other slots when those that it tried are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ def admitted(
     those not ready.
     """
     inside = {seat.slot for seat in seats if seat.has(target.hash) or str(seat.slot) in tried}
-    if rollout.state not in UNDER_WAY:
+    if rollout.state not in TRYING:
         return inside
     moving = sum(1 for seat in seats if seat.slot in inside and not seat.healthy(manner.min_healthy, now, target.hash))
     waiting = [seat for seat in seats if seat.slot not in inside]
@@ -273,7 +276,7 @@ def canary_slots(
     Not where the old one must leave its node: its successor would be a third one.
     """
     begun = {seat.slot for seat in seats if seat.has(target.hash) or str(seat.slot) in tried}
-    fit = [seat for seat in seats if (seat.slot in begun or rollout.state in UNDER_WAY)
+    fit = [seat for seat in seats if (seat.slot in begun or rollout.state in TRYING)
            and not any(one.must_move for one in seat.live)]  # fmt: skip
     fit.sort(key=lambda seat: (seat.slot not in begun, not seat.ready))
     return {seat.slot for seat in fit[:count]}

@@ -187,6 +187,19 @@ def test_a_rollback_is_never_rolled_back() -> None:
     assert plan.rollout.state is RolloutState.FAILED
 
 
+def test_a_failed_rollback_goes_on_elsewhere_when_the_slot_it_tried_is_no_more() -> None:
+    one_by_one: dict[str, Any] = {"update": QUICK, "volumes": {"data": {"path": "/data"}}}
+    world, _ = running(3, **one_by_one)
+    world.apply(image="web:2", replicas=3, **one_by_one)
+    world.run_until(lambda: sum(one.release == 2 and one.id in world.ready() for one in world.running()) == 2)
+    world.behave["web:2"] = world.behave["web:1"] = Behaviour(ready_after=None)
+    world.run_until(lambda: state(world) == (RolloutState.FAILED, 3))
+    world.behave["web:1"] = Behaviour()
+    world.rescale("web", 2)
+    world.settle()
+    assert (state(world), releases(world)) == ((RolloutState.IDLE, 3), {3})
+
+
 def test_a_spec_changed_in_mid_rollout_goes_straight_to_the_newest() -> None:
     world, floor = running(4)
     world.apply(image="web:2", replicas=4, update=QUICK)
