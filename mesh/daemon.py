@@ -10,7 +10,9 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -163,10 +165,15 @@ async def _scheduler(settings: SchedulerSettings, stop: Stop) -> None:
     try:
         await admin.start()
         settle()
-        await until_stopped(scheduler.run(admin.address), stop)
+        await until_stopped(scheduler.run(_from_elsewhere(admin.address)), stop)
     finally:
         await admin.close()
         await store.close()
+
+
+def _from_elsewhere(address: str) -> str:
+    """The base URL for other hosts: of what listens on every address, by this host's name."""
+    return re.sub(r"//(0\.0\.0\.0|\[::\])?:", f"//{socket.gethostname()}:", address)
 
 
 def scheduler_admin(scheduler: Scheduler, listen: str) -> Admin:
