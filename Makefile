@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but Python 3.11+ and make is needed beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-proxy soak bench-packing bench-placement bench-scale bench-sim bench-lab clean
+.PHONY: help venv demo test unit wheel lab lint fmt docs bench bench-dns bench-proxy soak bench-packing bench-placement bench-scale bench-autoscale bench-sim bench-lab clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ bench-placement: $(VENV)/.dev ## measure how fast replicas are placed, beside pl
 
 bench-scale: $(VENV)/.dev ## measure what one change costs at 300 nodes and 10,000 replicas (two minutes; needs Consul)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m bench.scale $(BENCH)
+
+bench-autoscale: $(VENV)/.dev ## measure how well replicas follow a load, beside HPA and KPA (a minute; MESH_TRACES)
+	@$(BIN)/python -m bench.autoscale $(BENCH)
 
 bench-sim: $(VENV)/.dev ## simulate 10,000 clusters in trouble, each from its seed (half an hour; BENCH="--seeds 1..500")
 	@$(BIN)/python -m tests.simulation $(or $(BENCH),--seeds 1..10000)

@@ -4,6 +4,8 @@ The folder has the layout of the two publications:
 
 - `azure-vm-requests/`: `flav_map.txt`, `v1.train.txt`, `v1.dev.txt`, `v1.test.txt`: Azure's VM requests of 2017
   (AzurePublicDataset V1, CC-BY-4.0) as processed by huaweicloud/trace_generation_rnn.
+- `azure-llm-requests/`: `AzureLLMInferenceTrace_conv.csv`: an hour of a conversation service's requests
+  (Azure/AzurePublicDataset, CC-BY-4.0).
 - `openb/`: `openb_node_list_all_node.csv`, `openb_pod_list_default.csv`: Alibaba's GPU cluster of 2023
   (alibaba/clusterdata).
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import csv
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,24 @@ def azure_vms(traces: Path, most: int | None = None) -> AzureVMs:
                 if most is not None and len(flavour) >= most:
                     return AzureVMs(np.array(sizes), np.array(flavour[:most]), np.array(batch[:most]))
     return AzureVMs(np.array(sizes), np.array(flavour), np.array(batch))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """Requests to a language model: when each came (seconds from the first), tokens in and out."""
+
+    times: NDArray[np.float64]
+    context: Integers
+    generated: Integers
+
+
+def conversations(traces: Path) -> Conversations:
+    """The hour, in the order of arrival."""
+    with (traces / "azure-llm-requests" / "AzureLLMInferenceTrace_conv.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = np.array([datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows])
+    context, generated = (np.array([int(row[name]) for row in rows]) for name in ("ContextTokens", "GeneratedTokens"))
+    return Conversations(times - times[0], context, generated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ in a panic, when the last 6 s ask for twice what is ready, the larger of both, a
 `predictive` adds three looks ahead, of which the largest counts:
 
 - the *trend*: a line through the last 20 s, continued for 8 s, which is what it takes to decide, to start a replica and
-  to have it in traffic; less its standard error, so that noise asks for nothing;
-- a *jump*: two seconds in a row that are far above what the minute's mean and spread explain: the later one's load;
+  to have it in traffic; less its standard error, so that noise asks for nothing, and after a jump no more than came;
+- a *jump*: a second that is far above what the minute's mean and spread explain, after one that was on the way there;
 - the *season*: what the same time of day, or of the week, has asked for before (`season.py`).
 
 And it turns round only for a reason: within a minute of having grown it shrinks, and of having shrunk it grows, only
@@ -107,7 +107,9 @@ class Pace(Columns):
         panic = self.panic_since > -np.inf
 
         self.jumped = np.where(needs.jump > 0, now, self.jumped)
-        trend = np.where(now - self.jumped >= TREND, needs.trend, 0.0)  # no line leads through a jump
+        # a line through a jump leads far above it
+        carried = np.where(now - self.jumped < TREND, np.maximum(needs.panic, needs.jump), np.inf)
+        trend = np.minimum(needs.trend, carried)
         need = np.where(panic, np.maximum(needs.stable, needs.panic), needs.stable)
         looks = np.maximum(np.maximum(trend, needs.jump), season)
         need = np.minimum(np.where(predictive, np.maximum(need, looks), need), MANY)

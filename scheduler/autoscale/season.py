@@ -73,6 +73,9 @@ class Seasons:
         self._sum: Floats = np.zeros(width)
         self._count: Integers = np.zeros(width, np.int64)
         self._today: Floats = np.ones(width)
+        """How today compares with the days before: 1, or less."""
+        self._coming: tuple[int, Floats] | None = None
+        """What is expected of the quarter that comes, until something is learnt."""
         self.learnt = -math.inf
         """When something was learnt last."""
 
@@ -93,9 +96,12 @@ class Seasons:
         if slot != self._slot:
             self._close(now)
             self._slot = slot
-        self._sum += np.where(told, need, 0.0)
+        self._sum += need * told
         self._count += told
-        return self._expected(int((now + LEAD) // SLOT)) * self._today
+        coming = int((now + LEAD) // SLOT)
+        if self._coming is None or self._coming[0] != coming:
+            self._coming = coming, self._expected(coming) * self._today
+        return self._coming[1]
 
     def _expected(self, slot: int) -> Floats:
         day, week = self._cycles
@@ -114,6 +120,7 @@ class Seasons:
         for cycle in self._cycles:
             cycle.learn(self._slot, found, told)
         self._sum[:], self._count[:] = 0.0, 0
+        self._coming = None
         self.learnt = now
 
     def stored(self, index: int) -> bytes:
@@ -131,6 +138,7 @@ class Seasons:
             ValueError: if it cannot be read.
         """
         found = msgspec.msgpack.decode(stored, type=_Stored)
+        self._coming = None
         for number, (cycle, body) in enumerate(zip(self._cycles, (found.day, found.week), strict=True)):
             expected = np.frombuffer(body, np.float16)
             if len(expected) != cycle.expected.shape[1] or len(found.error) != 2 or len(found.compared) != 2:

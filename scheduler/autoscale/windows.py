@@ -42,7 +42,7 @@ TREND = 20
 JUMP = 0.25
 """A jump is at least so much above the stable mean, as a part of it, and …"""
 JUMP_SPREADS = 3.0
-"""… so many standard deviations of the stable window."""
+"""… so many standard deviations of the stable window. Half a jump is enough for the second in which it begins."""
 
 _X = np.arange(TREND) - (TREND - 1) / 2
 _SXX = float(_X @ _X)
@@ -61,7 +61,7 @@ class Figures:
     error: Floats
     """The standard error of that."""
     jump: Floats
-    """The last value, where it and the one before are far above all others; elsewhere 0."""
+    """The last value, where it is far above the others and the one before is on the way there; elsewhere 0."""
 
 
 class Windows:
@@ -122,11 +122,10 @@ class Windows:
 
     def _jumps(self, last: Floats, before: Floats, stable: Floats) -> Floats:
         found = np.zeros_like(last)
-        high = stable * (1 + JUMP)
-        columns = np.flatnonzero((before > high) & (last > high) & (self.age > 1))
+        rise, begun = last - stable, 2 * (before - stable)
+        columns = np.flatnonzero((np.minimum(rise, begun) > JUMP * stable) & (self.age > 1))
         values = self._values[:, columns]
         variance = (values * values).sum(axis=0) / self.age[columns] - stable[columns] ** 2
-        spread = np.sqrt(np.maximum(variance, 0.0))
-        beyond = np.minimum(before, last)[columns] > stable[columns] + JUMP_SPREADS * spread
+        beyond = np.minimum(rise, begun)[columns] > JUMP_SPREADS * np.sqrt(np.maximum(variance, 0.0))
         found[columns[beyond]] = last[columns[beyond]]
         return found
