@@ -7,7 +7,7 @@ rollouts and scaling ask for is not held: they have bounds of their own, or are 
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Mapping
 
 from mesh.model import Want
@@ -23,16 +23,10 @@ class StartBrake:
 
     def __init__(self, most: int, tenancies: Mapping[str, Tenancy], now: float) -> None:
         self.most = most
-        self._starting: Counter[str] = Counter()
+        self._tenancies = tenancies
+        self._now = now
+        self._starting: dict[str, int] = {}  # of nodes that have been looked at
         self._over: list[float] = [now + STARTING]
-        for node, tenancy in tenancies.items():
-            for replicas in tenancy.replicas.values():
-                for one in replicas:
-                    assignment = one.assignment
-                    begun = assignment.replacement and assignment.want is Want.RUN and not one.ready
-                    if begun and not one.state.ended and now - assignment.placed < STARTING:
-                        self._starting[node] += 1
-                        self._over.append(assignment.placed + STARTING)
 
     def held(self, answers: Iterable[Placement | Refusal]) -> set[int]:
         """Which of these replacements must wait for their turn, by position; the most important go first.
@@ -44,11 +38,26 @@ class StartBrake:
         placed.sort(key=lambda pair: -pair[1].request.blueprint.spec.placement.priority)
         waiting: set[int] = set()
         for position, answer in placed:
-            if self._starting[answer.node] >= self.most:
+            if (starting := self._starting_on(answer.node)) >= self.most:
                 waiting.add(position)
             else:
-                self._starting[answer.node] += 1
+                self._starting[answer.node] = starting + 1
         return waiting
+
+    def _starting_on(self, node: str) -> int:
+        """How many replacements start on a node now."""
+        if node not in self._starting:
+            tenancy = self._tenancies.get(node)
+            running = itertools.chain.from_iterable(tenancy.replicas.values()) if tenancy else ()
+            begun = [
+                one.assignment.placed + STARTING
+                for one in running
+                if one.assignment.replacement and one.assignment.want is Want.RUN
+                and not one.ready and not one.state.ended and self._now - one.assignment.placed < STARTING
+            ]  # fmt: skip
+            self._starting[node] = len(begun)
+            self._over += begun
+        return self._starting[node]
 
     @property
     def look_at(self) -> float:

@@ -81,13 +81,11 @@ class _Lying:
 
 def _load(node: Node) -> Load:
     if not node.added_up:
-        taken: Counter[str] = Counter()
-        demands = {id(holding.demand): holding.demand for holding in node.holdings}
-        times = Counter(id(holding.demand) for holding in node.holdings)
-        for key, demand in demands.items():
-            for dimension, amount in _amounts_known(demand).items():
-                taken[dimension] += amount * times[key]
-        staying = Counter(holding.service for holding in node.holdings if holding.stays)
+        taken: dict[str, int] = {}
+        for holding in node.holdings:
+            for dimension, amount in _amounts_known(holding.demand).items():
+                taken[dimension] = taken.get(dimension, 0) + amount
+        staying = Counter([holding.service for holding in node.holdings if holding.stays])
         node.added_up.append(Load(taken, staying))
     return node.added_up[0]
 
