@@ -17,6 +17,7 @@ from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
 from mesh.proxy.site import Answer, Destination
 from mesh.proxy.stats import Stats
 from mesh.proxy.timers import Timed
+from mesh.proxy.upstream import write_at_once
 
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request's head to its last."""
@@ -93,6 +94,8 @@ class ClientConnection(Timed):
         self._site.stats.opened += 1
         if scheme == b"https":
             self._site.stats.shook_hands("ok")
+        else:
+            write_at_once(self.transport)
         if self.context.full or self._site.full:
             self._site.stats.failed("too-many-connections")
             self.transport.abort()

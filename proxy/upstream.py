@@ -24,6 +24,15 @@ LAST_WORDS = 256 * 1024
 """Bytes that are still read from a connection to which writing failed."""
 
 
+def write_at_once(transport: asyncio.Transport) -> None:
+    """What is written goes out now, not when the loop has read from all others; what does not go out pauses its source.
+
+    uvloop writes at the end of its turn while less than the limit waits, so that several writes become one. We join
+    what belongs together ourselves.
+    """
+    transport.set_write_buffer_limits(high=0)
+
+
 class UpstreamConnection(Timed):
     """Belongs to one exchange at a time, or is idle in its endpoint's pool. An asyncio.Protocol in all but name."""
 
@@ -47,6 +56,7 @@ class UpstreamConnection(Timed):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        write_at_once(self.transport)
 
     @property
     def backlog(self) -> int:

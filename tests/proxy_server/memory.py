@@ -29,6 +29,9 @@ class MemoryTransport(asyncio.Transport):
         self.closed = False
         self.ended = False
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
     def write(self, data: Any) -> None:
         self.written += data
 
