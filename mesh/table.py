@@ -131,7 +131,7 @@ class Rewrite(Struct, frozen=True, kw_only=True):
 class RateLimit(Struct, frozen=True, kw_only=True):
     """Requests per second that one worker lets through, for each client or value of a header, or for all together."""
 
-    rate: Annotated[float, msgspec.Meta(gt=0)]
+    rate: Annotated[float, msgspec.Meta(gt=0, le=1e12)]
     burst: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: as many as come in a second
     per: str = "client"  # client | header:NAME | rule
 
@@ -210,6 +210,16 @@ class TableDelta(Struct, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Table)
 
 
+class _ToldService(msgspec.Struct):
+    desired: int | None = None
+
+
+class _Told(msgspec.Struct):
+    """What a file says, and what it leaves to us."""
+
+    services: dict[str, _ToldService] = {}
+
+
 def parse_table(data: bytes) -> Table:
     """The Table in a file of the shape in docs/table.md.
 
@@ -218,6 +228,7 @@ def parse_table(data: bytes) -> Table:
     """
     try:
         table = _decoder.decode(data)
+        told = msgspec.json.decode(data, type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TableError(_plain(_with_names(data, str(error)))) from None
     try:
@@ -235,7 +246,12 @@ def parse_table(data: bytes) -> Table:
         for number, rule in enumerate(route.rules):
             if fault := _rule_fault(rule):
                 raise TableError(f"routes.{name}.rules.{number}{fault}")
-    return table
+    services = {
+        name: msgspec.structs.replace(service, desired=len(service.endpoints))
+        if told.services[name].desired is None else service
+        for name, service in table.services.items()
+    }  # fmt: skip
+    return msgspec.structs.replace(table, services=services)
 
 
 def _rule_fault(rule: Rule) -> str | None:

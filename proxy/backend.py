@@ -174,7 +174,9 @@ class Backend:
             self._from_zero = service is not None and (service.asleep or (self._from_zero and self._starts(states)))
         from_zero = self.whole._from_zero
         desired = 0 if from_zero else self.desired  # what has never been ready is no better than waiting
-        self._tiers = tiers_of(states, desired, near=near, slow_start=self.policy.slow_start)
+        self._tiers = []
+        if self.desired > 0 or from_zero:
+            self._tiers = tiers_of(states, desired, near=near, slow_start=self.policy.slow_start)
         self.asleep = from_zero and not self.whole._tiers
         if self.whole is self:
             for upstream in old.values():
@@ -342,7 +344,7 @@ class Backend:
         """The sentence for the client when there is nothing to try."""
         if self.gone:
             return f"{self.name}: the service is gone"
-        if not self._upstreams and self.desired == 0:
+        if self.desired == 0:
             return f"{self.name}: the service is scaled to zero"
         with_tag = f" with tag {self.tag}" if self.tag else ""
         return f"{self.name}: no endpoint{with_tag} is up, {self.desired} wanted"

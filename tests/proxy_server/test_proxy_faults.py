@@ -70,9 +70,15 @@ async def test_unready_endpoints_are_tried_when_some_are_wanted(mesh: Mesh) -> N
     mesh.states["web-1"] = "running"
     await mesh.add("web-1", answering(b"1"))
     assert (await mesh.ask())[1] == b"1"
-    mesh.desired = 0
-    await mesh.update()
-    assert (await mesh.ask())[0].start == "HTTP/1.1 503 Service Unavailable"
+
+
+@pytest.mark.parametrize("state", ["ready", "suspect", "running"])
+async def test_nobody_is_asked_where_none_is_wanted(mesh: Mesh, state: str) -> None:
+    mesh.states["web-1"], mesh.desired = state, 0
+    await mesh.add("web-1", answering(b"1"))
+    answer, body = await mesh.ask()
+    assert answer.start == "HTTP/1.1 503 Service Unavailable"
+    assert body == b"web.http: the service is scaled to zero\n"
 
 
 async def test_suspect_endpoints_serve_only_where_no_ready_one_does(mesh: Mesh) -> None:

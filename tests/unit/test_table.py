@@ -31,6 +31,14 @@ def test_reads_the_shape_in_the_documentation() -> None:
     assert [target.weight for target in table.routes["shop"].rules[0].to] == [10, 90]
 
 
+def test_a_file_that_does_not_say_how_many_are_wanted_wants_those_that_it_names() -> None:
+    table = parse_table(
+        b'{"services": {"web": {"endpoints": [{"id": "a", "slot": 1, "node": "n1", "address": "10.0.0.1"}]},'
+        b' "zero": {"desired": 0, "endpoints": [{"id": "b", "slot": 1, "node": "n1", "address": "10.0.0.1"}]}}}'
+    )
+    assert {name: service.desired for name, service in table.services.items()} == {"web": 1, "zero": 0}
+
+
 def port(value: bytes) -> bytes:
     return b'{"services": {"web": {"ports": {"http": ' + value + b"}}}}"
 
