@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
+SLOWEST = 1e-9
+"""Requests per second that a lower rate is taken for: one in thirty years, which can still be told in Retry-After."""
 MAX_KEYS = 10_000
 """Clients whose rate is remembered; beyond that the one not seen for longest is forgotten."""
 
@@ -95,6 +97,7 @@ class TokenBucket:
 
     def __init__(self, rate: float, burst: float = 0) -> None:
         """`burst` 0: as many as come in a second, at least one."""
+        rate = max(rate, SLOWEST)
         self._interval = 1 / rate
         self._slack = _slack(rate, burst)
         self._full_at = 0.0
@@ -115,6 +118,7 @@ class TokenBuckets:
     __slots__ = ("_full_at", "_interval", "_slack")
 
     def __init__(self, rate: float, burst: float = 0) -> None:
+        rate = max(rate, SLOWEST)
         self._interval = 1 / rate
         self._slack = _slack(rate, burst)
         self._full_at: OrderedDict[bytes, float] = OrderedDict()  # last used last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 
 from hypothesis import given
@@ -110,6 +111,14 @@ def test_a_bucket_lets_a_second_s_worth_through_at_once() -> None:
     assert bucket.take(5.1) == 0
     slow = TokenBucket(0.5)
     assert sum(slow.take(now / 10) == 0 for now in range(100)) == 5
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-320, 1e-9, 1e12])
+def test_the_strangest_rates_still_have_a_wait_that_can_be_told(rate: float) -> None:
+    bucket, each = TokenBucket(rate), TokenBuckets(rate, 3)
+    assert bucket.take(5.0) == 0.0
+    assert 0 <= math.ceil(bucket.take(5.0)) <= 1e9
+    assert [each.take(b"key", 5.0) > 0 for _ in range(4)] == [False, False, False, rate < 1]
 
 
 @given(st.floats(0.1, 100), st.integers(1, 50), st.lists(st.floats(0, 60), max_size=200))
