@@ -68,6 +68,13 @@ def _wrk() -> str:
     raise Absent("there is no `wrk` on PATH; `make test` installs it")
 
 
+def _sshd() -> str:
+    """Who is not root has no /usr/sbin on PATH."""
+    if not shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"):
+        raise Absent("there is no `sshd` on PATH; `make test` installs it")
+    return _says("ssh", "-V")
+
+
 def _root() -> str:
     if os.geteuid() != 0:
         raise Absent("needs root; `make test` uses sudo")
@@ -80,6 +87,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "redis": ("redis-server", lambda: _says("redis-server", "--version")),
     "postgres": ("PostgreSQL", lambda: _says("psql", "--version")),
     "dnsmasq": ("dnsmasq", lambda: _says("dnsmasq", "--version")),
+    "sshd": ("ssh and sshd", _sshd),
     "openssl": ("openssl", lambda: _says("openssl", "version")),
     "dig": ("dig", lambda: _says("dig", "-v")),
     "kdig": ("kdig", lambda: _says("kdig", "-V")),

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from mesh.runtime import RuntimeFault, RuntimeUnavailable
+from mesh.runtime.docker_way import barred_by_tls, remote_host, way_to
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 CALL_TIMEOUT = 60.0
@@ -37,6 +38,7 @@ class Engine:
 
     def __init__(self, host: str | None = None) -> None:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._way = way_to(self.host)
         self._calls = asyncio.Semaphore(CALLS)
         self._clients: dict[float, Any] = {}
         self._connecting = threading.Lock()
@@ -44,6 +46,11 @@ class Engine:
     @property
     def local(self) -> bool:
         return self.host.startswith("unix://")
+
+    @property
+    def remote_host(self) -> str | None:
+        """The machine that it runs on; None if that is this one."""
+        return remote_host(self.host)
 
     async def call(self, function: Callable[[Any], Any], *, timeout: float | None = None) -> Any:
         """What `function` makes of the SDK's APIClient, in a thread; `timeout` bounds the wait for each answer."""
@@ -98,6 +105,8 @@ class Engine:
     def close(self) -> None:
         for client in self._clients.values():
             client.close()
+        self._clients.clear()
+        self._way.close()
 
     def _run(self, function: Callable[[Any], Any], timeout: float) -> Any:
         try:
@@ -107,13 +116,12 @@ class Engine:
 
     def _client(self, timeout: float) -> Any:
         """The SDK's client whose answers may take `timeout` seconds. Connects on its first use."""
-        from docker import APIClient
-        from docker.utils import kwargs_from_env
+        from mesh.runtime.docker_client import Client
 
         with self._connecting:
+            way = self._way.open()
             if timeout not in self._clients:
-                address = kwargs_from_env({**os.environ, "DOCKER_HOST": self.host})
-                self._clients[timeout] = APIClient(version="auto", timeout=timeout, **address)
+                self._clients[timeout] = Client(version="auto", timeout=timeout, **way)
             return self._clients[timeout]
 
     def _translated(self, fault: Exception) -> RuntimeFault:
@@ -122,11 +130,13 @@ class Engine:
 
         if isinstance(fault, RuntimeFault):
             return fault
+        if barred := barred_by_tls(self.host, str(fault), _root(fault)):
+            return RuntimeUnavailable(barred)
         if isinstance(fault, APIError):
             kind = {404: NotThere, 409: Conflict}.get(fault.status_code, RuntimeFault)
             return kind(str(fault.explanation or fault))
         if isinstance(fault, (DockerException, RequestException, OSError)):
-            return RuntimeUnavailable(f"the Docker engine at {self.host} does not answer: {_root_cause(fault)}")
+            return RuntimeUnavailable(f"the Docker engine at {self.host} does not answer: {_cause(fault)}")
         return RuntimeFault(f"the Docker engine at {self.host} gave an answer that makes no sense: {fault!r}")
 
 
@@ -156,7 +166,17 @@ async def in_thread(function: Callable[[], Any]) -> Any:
     return await done
 
 
-def _root_cause(fault: BaseException) -> str:
-    while (cause := fault.__cause__ or fault.__context__) is not None:
+def _root(fault: BaseException) -> BaseException:
+    while cause := fault.__cause__ or fault.__context__ or _wrapped(fault):
         fault = cause
+    return fault
+
+
+def _wrapped(fault: BaseException) -> BaseException | None:
+    """What urllib3 puts into another exception instead of chaining it."""
+    return next((one for one in fault.args if isinstance(one, BaseException)), None)
+
+
+def _cause(fault: BaseException) -> str:
+    fault = _root(fault)
     return getattr(fault, "strerror", None) or str(fault) or type(fault).__name__

@@ -41,6 +41,8 @@ PACKAGES = {
     "psql": "postgresql",
     "redis-cli": "redis-tools",
     "redis-server": "redis-server",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
     "busybox": "busybox-static",
     "wrk": "wrk",
 }
@@ -51,6 +53,8 @@ UNITS = (
     "docker.socket",
     "containerd.service",
     "nginx.service",
+    "ssh.service",
+    "ssh.socket",
     "redis-server.service",
     "postgresql.service",
 )
