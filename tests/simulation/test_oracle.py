@@ -8,7 +8,7 @@ import msgspec
 
 from mesh.model import Assignment, Capacity, NodePlan, NodeReport, ReplicaReport, ReplicaState, ServicePlan
 from mesh.view import encode_document
-from tests.simulation.history import Ended, Offered, Said, Started, ToldToStop, Trouble, Written
+from tests.simulation.history import Ended, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
 from tests.simulation.oracle import Oracle
 
 SPEC: dict[str, Any] = {"name": "web", "image": "web", "resources": {"memory": "1Gi"}}
@@ -142,3 +142,15 @@ def test_an_error_that_was_logged() -> None:
     history = History()
     history.oracle.observe(Said(1.0, "n1", "task failed", is_error=True))
     assert history.rules == ["log"]
+
+
+def test_a_request_that_fails_while_nobody_is_in_trouble() -> None:
+    history = History()
+    oracle = history.oracle
+    oracle.observe(Trouble(10.0, "n1", "power cut", begins=True))
+    oracle.observe(Failed(11.0, "n2", 10.5, "during it"))
+    oracle.observe(Trouble(20.0, "n1", "power cut", begins=False))
+    oracle.observe(Failed(21.0, "n2", 19.5, "begun during it"))
+    assert history.rules == []
+    oracle.observe(Failed(22.0, "n2", 21.0, "after it"))
+    assert history.rules == ["h"]
