@@ -49,6 +49,8 @@ def main() -> None:
     load = loads.conversations(folder) if folder else loads.invented()
     print(f"\n### An hour of {'Azure conversations' if folder else 'invented requests'}\n")
     runs = hour(load)
+    print("\n### The same without its first minute, in which it fills from nothing\n")
+    hour(load.after(60))
     print("\n### Replicas of other sizes\n")
     sizes(load)
     print("\n### A step\n")

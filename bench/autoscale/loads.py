@@ -25,6 +25,10 @@ class Load:
     def seconds(self) -> int:
         return len(self.in_flight)
 
+    def after(self, seconds: int) -> Load:
+        """The same without its beginning."""
+        return Load(self.in_flight[seconds:], self.arrivals[seconds:])
+
     @property
     def duration(self) -> float:
         """Seconds that a request takes on average."""
@@ -32,7 +36,7 @@ class Load:
 
 
 def conversations(folder: Path) -> Load:
-    """Azure's conversation service, from when the first requests have had time to end."""
+    """Azure's conversation service. The recording begins with nobody in flight, which the service did not."""
     trace = traces.conversations(folder)
     durations = FIXED + PER_CONTEXT_TOKEN * trace.context + PER_TOKEN * trace.generated
     return _carried(trace.times, durations)

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.autoscale.fleet import TARGET, Run
 
-_WIDTH, _PANEL, _GAP, _LEFT, _TOP = 900, 130, 34, 44, 30
+_WIDTH, _PANEL, _GAP, _LEFT, _TOP = 900, 130, 50, 44, 30
 _STEP = 5
 """Seconds of load in one point."""
 _STYLE = """
