@@ -126,7 +126,9 @@ class Followed:
     def _near(self, metric: MetricDecision) -> bool:
         """Whether only the tolerance kept a metric from asking for another count."""
         value, target = metric.value, metric.target
-        return value is not None and value != target and self.tolerance.covers(value / target)
+        if value is None or math.isclose(value, target):
+            return False
+        return self.tolerance.covers(value / target)
 
     def waking(self) -> int:
         """How many replicas what waits asks for, where there are none."""

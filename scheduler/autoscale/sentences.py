@@ -74,7 +74,9 @@ def _replicas(count: int) -> str:
 
 
 def _change(current: int, recommended: int) -> str:
-    return f"{current} are right" if current == recommended else f"{current} → {recommended}"
+    if current != recommended:
+        return f"{current} → {recommended}"
+    return f"{current} {'is' if current == 1 else 'are'} right"
 
 
 def _failing(metrics: list[MetricDecision]) -> str:
@@ -98,9 +100,9 @@ def _limit(decision: Decision, state: State) -> str:
             tolerance = limits.up.tolerance if decision.metrics and _above(decision) else limits.down.tolerance
             return f"; within the tolerance of {format_share(tolerance)}"
         case "first window":
-            return f"; {decision.replicas} stay: nothing is scaled down before it has been watched for a whole window"
+            return f"; {_stay(decision)}: nothing is scaled down before it has been watched for a whole window"
         case "missing metrics":
-            return f"; {decision.replicas} stay, for {_failing(decision.metrics) or 'a metric fails'}"
+            return f"; {_stay(decision)}, for {_failing(decision.metrics) or 'a metric fails'}"
         case "to zero":
             return f"; at zero only after {format_duration(scale.to_zero_after)} without a request"
         case "stabilisation":
@@ -108,9 +110,13 @@ def _limit(decision: Decision, state: State) -> str:
             if window:
                 return f"; {decision.replicas} until that has been so for {format_duration(window)}"
             if state.panic:
-                return f"; {decision.replicas} stay until the rush has been over for a minute"
-            return f"; {decision.replicas} stay: it has just changed the other way, and the difference is too small"
+                return f"; {_stay(decision)} until the rush has been over for a minute"
+            return f"; {_stay(decision)}: it has just changed the other way, and the difference is too small"
     return ""
+
+
+def _stay(decision: Decision) -> str:
+    return f"{decision.replicas} {'stays' if decision.replicas == 1 else 'stay'}"
 
 
 def _above(decision: Decision) -> bool:
