@@ -70,8 +70,8 @@ bench-scale: $(VENV)/.dev ## measure what one change costs at 300 nodes and 10,0
 bench-autoscale: $(VENV)/.dev ## measure how well replicas follow a load, beside HPA and KPA (a minute; MESH_TRACES)
 	@$(BIN)/python -m bench.autoscale $(BENCH)
 
-bench-sim: $(VENV)/.dev ## simulate 10,000 clusters in trouble, each from its seed (half an hour; BENCH="--seeds 1..500")
-	@$(BIN)/python -m tests.simulation $(or $(BENCH),--seeds 1..10000)
+bench-sim: $(VENV)/.dev ## simulate 10,000 clusters in trouble, each from its seed (an hour or two; BENCH="--seeds 1..500 --jobs 2")
+	@$(BIN)/python -m tests.simulation --keep-going $(or $(BENCH),--seeds 1..10000)
 
 bench-lab: $(VENV)/.dev ## suffer every fault and event on five hosts and write the tables of docs/failures.md (an hour; as root)
 	@$(BIN)/python -m tests.parts.install $(abspath $(BIN))/python -m tests.lab.measure $(BENCH)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 from tests.simulation.run import Run, story
+
+PROGRESS = 10.0
+"""Seconds between two lines that say how far it has come."""
+
+Task = tuple[int, int | None, bool]
+"""A seed, how many nodes instead of what it says, and whether it is run plain."""
 
 
 def main(arguments: list[str]) -> int:
@@ -17,8 +25,9 @@ def main(arguments: list[str]) -> int:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one run")
-    which.add_argument("--seeds", metavar="A..B", help="many, to the first violation")
+    which.add_argument("--seeds", metavar="A..B", help="many, to the first violation; several with commas between")
     parser.add_argument("--nodes", type=int, help="so many instead of what the seed says")
+    parser.add_argument("--plain", action="store_true", help="services without extras, on few nodes")
     parser.add_argument("--story", action="store_true", help="tell what happened, also where nothing was violated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--keep-going", action="store_true", help="look for all violations")
@@ -27,13 +36,19 @@ def main(arguments: list[str]) -> int:
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *arguments], environment)
     if options.seed is not None:
-        return _one(options.seed, options.nodes, told=options.story)
-    first, _, last = options.seeds.partition("..")
-    return _many(range(int(first), int(last or first) + 1), options)
+        return _one((options.seed, options.nodes, options.plain), told=options.story)
+    return _many([(seed, options.nodes, options.plain) for seed in _seeds(options.seeds)], options)
 
 
-def _one(seed: int, nodes: int | None, *, told: bool) -> int:
-    result = Run(seed, nodes, story=True)()
+def _seeds(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        first, _, last = part.partition("..")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def _one(task: Task, *, told: bool) -> int:
+    seed, nodes, plain = task
+    result = Run(seed, nodes, plain=plain, story=True)()
     if told or result.violations:
         print(story(result.facts, result.violations))
     verdict = "; ".join(map(str, result.violations)) or "nothing is violated"
@@ -41,40 +56,46 @@ def _one(seed: int, nodes: int | None, *, told: bool) -> int:
     return bool(result.violations)
 
 
-def _brief(seed: int, nodes: int | None) -> tuple[int, list[str], float]:
-    result = Run(seed, nodes)()
-    return seed, [str(violation) for violation in result.violations], result.virtual
+def _brief(task: Task) -> tuple[Task, list[str], float]:
+    seed, nodes, plain = task
+    try:
+        result = Run(seed, nodes, plain=plain)()
+    except Exception as error:  # a run that breaks is a finding as well, and the others go on
+        return task, [f"the simulation itself failed: {error!r}"], 0.0
+    return task, [str(violation) for violation in result.violations], result.virtual
 
 
-def _task(arguments: tuple[int, int | None]) -> tuple[int, list[str], float]:
-    return _brief(*arguments)
-
-
-def _many(seeds: range, options: argparse.Namespace) -> int:
-    began = time.monotonic()
-    bad: list[int] = []
+def _many(tasks: list[Task], options: argparse.Namespace) -> int:
+    began = told = time.monotonic()
+    bad: list[Task] = []
     done, virtual = 0, 0.0
+    gc.freeze()  # what has been imported is looked at after no run
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=50) as pool:
-        for seed, violations, seconds in pool.imap_unordered(_task, [(seed, options.nodes) for seed in seeds]):
+        for task, violations, seconds in pool.imap_unordered(_brief, tasks):
             done += 1
             virtual += seconds
             if violations:
-                bad.append(seed)
-                print(f"\rseed {seed}: {violations[0]}", flush=True)
+                bad.append(task)
+                print(f"seed {task[0]}: {violations[0]}", flush=True)
                 if not options.keep_going:
                     break
-            if sys.stderr.isatty():
-                print(f"\r{done}/{len(seeds)}", end="", file=sys.stderr, flush=True)
+            if (now := time.monotonic()) - told >= PROGRESS:
+                told = now
+                print(f"{done} of {len(tasks)} seeds done, {len(bad)} violations so far", flush=True)
         if bad and not options.keep_going:
             pool.terminate()
     spent = time.monotonic() - began
-    rate = f"{done / spent:.1f} a second, {virtual / 3600:.1f} virtual hours"
-    print(f"\r{done} seeds, {len(bad)} with violations, {rate}")
     if bad and not options.keep_going:
-        _one(bad[0], options.nodes, told=True)
-        print(f"replay it: python -m tests.simulation --seed {bad[0]}"
-              + (f" --nodes {options.nodes}" if options.nodes else ""))  # fmt: skip
+        _one(bad[0], told=True)
+        print("replay it: python -m tests.simulation --seed", _replay(bad[0]))
+    print(f"{done / spent:.1f} seeds a second, {virtual / 3600:.1f} virtual hours")
+    print(f"{done} seeds, {len(bad)} violations")
     return bool(bad)
+
+
+def _replay(task: Task) -> str:
+    seed, nodes, plain = task
+    return f"{seed}" + (f" --nodes {nodes}" if nodes else "") + (" --plain" if plain else "")
 
 
 if __name__ == "__main__":

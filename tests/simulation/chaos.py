@@ -1,4 +1,4 @@
-"""What operators and fate do to a cluster, drawn from a seed: first only operators, then everybody, then all heals."""
+"""What becomes of a cluster, drawn from a seed: first only operators act, then fate too, then all heals."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mesh.keys import Keys
-from mesh.model import ServicePlan
-from mesh.view import decode_document
 from tests.simulation.cluster import Cluster, Host, SchedulerSeat
-from tests.simulation.engine import BAD, GOOD
+from tests.simulation.operators import Action, Operators
 from tests.simulation.oracle import CUT_OFF
-
-KEYS = Keys()
-
-SERVICES: dict[str, dict[str, Any]] = {
-    "web": {"ports": {"http": {"port": 80}}},
-    "api": {"ports": {"http": {"port": 80}}},
-    "edge": {"kind": "global", "ports": {"http": {"port": 80}}},
-    "mail": {"ports": {"smtp": {"port": 25, "host_port": 2525}}},
-    "data": {"ports": {"db": {"port": 5432}}, "volumes": {"files": {"path": "/files"}}},
-}
-"""Service → what is special about it."""
 
 PAUSES = (0.0, 0.02, 0.3, 1.0, 3.0, 8.0, 20.0)
 DURATIONS = (0.1, 1.0, 4.0, 12.0, 35.0)
@@ -36,110 +22,33 @@ STEPS = 400
 class Chaos:
     """Operators and fate. Every fault ends by itself after a while, or at the latest in `heal`."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, seed: int, extras: frozenset[str]) -> None:
         self._cluster = cluster
         self._random = random.Random(f"chaos {seed}")
-        self._version = 0
-        self._images: dict[str, str] = {}  # service → how its newest image behaves
+        self.operators = Operators(cluster, self._random, extras)
         self._cures: dict[tuple[str, str], Callable[[], None]] = {}
 
     async def run(self, calm_steps: int, steps: int) -> None:
-        for service in self._random.sample(sorted(SERVICES), self._random.randint(2, len(SERVICES))):
-            self._apply(service, self._random.choice(GOOD))
+        self.operators.begin()
         await asyncio.sleep(30.0)
         for _ in range(calm_steps):
-            self._draw(self._operators)()
+            self._draw(self.operators.actions)()
             await asyncio.sleep(self._random.choice(PAUSES))
         for _ in range(steps):
-            self._draw([*self._operators, *self._faults])()
+            self._draw([*self.operators.actions, *self._faults])()
             await asyncio.sleep(self._random.choice(PAUSES))
 
     def heal(self) -> None:
         """An end to all trouble: what is broken is mended, and what is wished for can run."""
         for key in list(self._cures):
             self._cure(key)
-        for name in self._cluster.hosts:
-            self._availability(name, "active")
-        for service, behaviour in sorted(self._images.items()):
-            self._cluster.write(KEYS.scale(service), None)
-            if behaviour in BAD or self._has_bad_past(service):
-                self._apply(service, self._random.choice(GOOD))
+        self.operators.heal()
 
-    def _has_bad_past(self, service: str) -> bool:
-        """A release that went under in the trouble may have been rolled back to one that was never good."""
-        plan = self._cluster.read(KEYS.planned_services).get(service)
-        releases = decode_document(plan, ServicePlan).releases if plan else []
-        return any(str(release.spec["image"]).rpartition("-")[2] in BAD for release in releases)
-
-    def _draw(self, actions: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
+    def _draw(self, actions: list[Action]) -> Callable[[], None]:
         return self._random.choices([action for _, action in actions], [weight for weight, _ in actions])[0]
 
-    # ── operators ────────────────────────────────────────────────────────────────────────────
-
     @property
-    def _operators(self) -> list[tuple[int, Callable[[], None]]]:
-        return [(4, self._roll), (2, self._roll_bad), (2, self._scale), (1, self._delete), (2, self._set_node)]
-
-    def _apply(self, service: str, behaviour: str) -> None:
-        choose = self._random
-        self._version += 1
-        self._images[service] = behaviour
-        special = SERVICES[service]
-        surge, unavailable = choose.choice([(1, 0), (1, 0), (2, 0), ("50%", 0), (1, 1), (0, 1)])
-        document = {
-            "image": f"{service}:{self._version}-{behaviour}",
-            "replicas": 1 if special.get("kind") == "global" else choose.randint(1, self._most(service)),
-            "resources": {"memory": choose.choice(["64Mi", "700Mi"])},
-            "health": {"ready": {"exec": ["check"], "interval": "4s"}},
-            "update": {
-                "min_healthy": "1s", "healthy_deadline": "15s", "progress_deadline": "30s",
-                "max_surge": surge, "max_unavailable": unavailable,
-            },
-            "restart": {"delay": "500ms", "max_delay": "5s"},
-            "stop": {"drain": choose.choice(["0s", "1s"]), "grace": "2s"},
-            **special,
-        }  # fmt: skip
-        self._cluster.say(f"applies {service}: {document['image']}, {document['replicas']} replicas, "
-                          f"surge {surge}, unavailable {unavailable}")  # fmt: skip
-        self._cluster.write(KEYS.service(service), document)
-
-    def _most(self, service: str) -> int:
-        """As many replicas as there is room for: one per node where the port is the node's."""
-        return min(3, len(self._cluster.hosts)) if service == "mail" else 3
-
-    def _roll(self) -> None:
-        self._apply(self._random.choice(sorted(SERVICES)), self._random.choice(GOOD))
-
-    def _roll_bad(self) -> None:
-        if self._images:
-            self._apply(self._random.choice(sorted(self._images)), self._random.choice(BAD))
-
-    def _scale(self) -> None:
-        if self._images:
-            service, count = self._random.choice(sorted(self._images)), self._random.randint(0, 4)
-            self._cluster.say(f"scales {service} to {count}")
-            self._cluster.write(KEYS.scale(service), count)
-
-    def _delete(self) -> None:
-        if len(self._images) > 1:
-            service = self._random.choice(sorted(self._images))
-            del self._images[service]
-            self._cluster.say(f"deletes {service}")
-            self._cluster.write(KEYS.service(service), None)
-            self._cluster.write(KEYS.scale(service), None)
-
-    def _set_node(self) -> None:
-        self._availability(self._random.choice(sorted(self._cluster.hosts)),
-                           self._random.choice(["active", "drain", "pause"]))  # fmt: skip
-
-    def _availability(self, node: str, availability: str) -> None:
-        self._cluster.say(f"sets {node} to {availability}")
-        self._cluster.write(KEYS.node_settings(node), {"availability": availability})
-
-    # ── fate ─────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def _faults(self) -> list[tuple[int, Callable[[], None]]]:
+    def _faults(self) -> list[Action]:
         return [
             (3, self._power_cut),
             (3, self._kill_agent),

@@ -26,8 +26,9 @@ from tests.fakes.runtime import Ground
 from tests.simulation.clock import Process, VirtualLoop
 from tests.simulation.engine import Engine, EngineLink
 from tests.simulation.history import Fact, Offered, Said, Trouble
+from tests.simulation.load import GATE, Requests
 from tests.simulation.network import KEYS, Link, Middle
-from tests.simulation.peers import Cable, Machine, Peers, SimulatedEcho
+from tests.simulation.peers import PORT, Cable, Machine, Peers, SimulatedEcho
 
 RESTART = 1.0
 """Seconds until a service manager restarts an agent that has ended by itself."""
@@ -46,6 +47,7 @@ class Cluster:
         self.middle = Middle(loop, record)
         self.probes = probes
         self.peers = Peers(loop, choose)
+        self.load = Requests(self)
         self.hosts = {name: Host(self, name) for name in (f"n{number}" for number in range(1, nodes + 1))}
         self.schedulers = {name: SchedulerSeat(self, name) for name in ("s1", "s2")}
         self._ids: set[int] = set()
@@ -165,6 +167,7 @@ class Host:
             store=StoreSettings(),
             state=Path("/simulated", self.name),
             address=self.name,
+            admin_listen=f"{self.name}:{PORT}",
             reserved=Capacity(),
             vips="loopback",
         )
@@ -216,6 +219,8 @@ class Plane:
         if self.host.plane is not self or sequence < self.applied:
             return
         self.applied = sequence
+        if self.host.name == GATE:
+            self.host.cluster.load.offered({name for name, service in table.services.items() if service.endpoints})
         endpoints = {one.id: one.state for service in table.services.values() for one in service.endpoints}
         if endpoints != self.endpoints:
             self.endpoints = endpoints

@@ -29,26 +29,35 @@ class Behaviour:
 
     starts_in: float = 0.1
     ready_after: float | None = 0.3
-    crashes_after: float | None = None
+    ends_after: float | None = None
+    exits: int = 1  # with this code
     refuses: bool = False  # cannot be started at all
     is_stubborn: bool = False  # does not heed SIGTERM
 
     @property
     def is_good(self) -> bool:
-        return self.ready_after is not None and self.crashes_after is None and not self.refuses
+        return self.ready_after is not None and self.ends_after is None and not self.refuses
+
+    @property
+    def finishes(self) -> bool:
+        """As a job's should."""
+        return self.ends_after is not None and not self.exits
 
 
 BEHAVIOURS = {
     "good": Behaviour(),
     "slow": Behaviour(starts_in=2.0, ready_after=4.0),
     "stubborn": Behaviour(is_stubborn=True),
-    "crash": Behaviour(crashes_after=0.4),
-    "late": Behaviour(crashes_after=6.0),
+    "crash": Behaviour(ends_after=0.4),
+    "late": Behaviour(ends_after=6.0),
     "never": Behaviour(ready_after=None),
     "refused": Behaviour(refuses=True),
+    "brief": Behaviour(ends_after=1.5, exits=0),
+    "long": Behaviour(starts_in=1.0, ends_after=9.0, exits=0),
 }
 GOOD = [name for name, behaviour in BEHAVIOURS.items() if behaviour.is_good]
-BAD = [name for name, behaviour in BEHAVIOURS.items() if not behaviour.is_good]
+FINISHING = [name for name, behaviour in BEHAVIOURS.items() if behaviour.finishes]
+BAD = [name for name in BEHAVIOURS if name not in (*GOOD, *FINISHING)]
 
 
 def behaviour_of(spec: ServiceSpec) -> Behaviour:
@@ -112,8 +121,8 @@ class Engine(FakeRuntime):
             raise RuntimeFault("exec format error")
         ports = {name: next(self.ground.numbers) for name in self.ground.launches[made.id].spec.ports}
         self._changed(replace(now, state=InstanceState.RUNNING, ports=ports))
-        if behaviour.crashes_after is not None:
-            self._loop.call_later(behaviour.crashes_after, self.end, made.id)
+        if behaviour.ends_after is not None:
+            self._loop.call_later(behaviour.ends_after, self.end, made.id, behaviour.exits)
         return self.ground.instances[made.id]
 
     async def signal_and_wait(self, id: str, signal: str, grace: float) -> None:

@@ -9,6 +9,8 @@ d  an endpoint that is offered was fit for it a moment ago; what has been told t
 a  after the last trouble running equals desired, with one live replica per slot, and stays so
 g  reconciling the final state changes nothing
 h  no request fails while nobody is in trouble
+j  a job's slot is done when one of its replicas has ended well, and is not begun again
+k  a singleton never runs twice
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from dataclasses import dataclass, field
 
 from mesh.keys import Keys
 from mesh.model import (
+    Assignment,
     Capacity,
     NodePlan,
     NodeReport,
     NodeSettings,
     ReplicaState,
+    RunState,
     ServicePlan,
     Slot,
     Want,
@@ -33,9 +37,14 @@ from mesh.model import (
 from mesh.scheduler.reconcile import reconcile
 from mesh.spec.service import ServiceSpec, trusted_spec
 from mesh.store import Entry
-from mesh.units import parse_share
+from mesh.units import parse_numbers, parse_share
 from mesh.view import View, ViewReader, decode_document
 from tests.simulation.history import Ended, Fact, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
+
+WORKING = ("job", "cron")
+"""Kinds of services that run to their end."""
+
+ENDED_WELL = "exit code 0"
 
 CUT_OFF = "cut off from the store"
 """How that trouble is called."""
@@ -63,6 +72,13 @@ class Violation:
 
     def __str__(self) -> str:
         return f"({self.rule}) {self.text}"
+
+
+Work = tuple[str, int, Slot]
+"""A job's name, the number of its run, and the slot."""
+
+HELPLESS = ("agent", "frozen", "engine")
+"""How trouble is called in which a node cannot stop what it runs."""
 
 
 @dataclass(slots=True)
@@ -102,6 +118,10 @@ class Oracle:
         self._nodes: dict[str, str] = {}  # replica → its node
         self._unfit_since: dict[str, float] = {}
         self._begun: set[str] = set()  # replicas that have run
+        self._work: dict[str, Work] = {}  # replica → which part of which run it does
+        self._done: set[Work] = set()
+        self._helpless_until: dict[str, float] = {}  # node → when its agent could act again, or its engine
+        self._deadlines: dict[str, float] = {}  # node → when its drain ends, Unix seconds
         self._specs: dict[str, ServiceSpec] = {}
         self._owed: dict[str, int] = {}
         self._plans_changed = False
@@ -119,6 +139,8 @@ class Oracle:
                 self._see_start(fact)
             case Ended():
                 self.running.pop(fact.id, None)
+                if fact.how == ENDED_WELL and fact.id in self._work:
+                    self._done.add(self._work[fact.id])
                 self._weigh(fact.id)
                 if not fact.asked:
                     self._disturb(fact.id)
@@ -138,6 +160,8 @@ class Oracle:
                     self._reached_store[who] = math.inf if begins else fact.at
                 if "engine" in what:
                     self._engine_back[who] = fact.at
+                if any(word in what for word in HELPLESS):
+                    self._helpless_until[who] = math.inf if begins else fact.at
                 self._owed.clear()
             case Said(_, who, text, is_error):
                 if is_error:
@@ -166,6 +190,9 @@ class Oracle:
         elif key.startswith(keys.planned_services):
             self._see_plan(key.removeprefix(keys.planned_services), fact.value)
         elif key.startswith(keys.desired):
+            if key.startswith(settings := keys.node_settings("")):
+                wish = decode_document(fact.value, NodeSettings) if fact.value else NodeSettings()
+                self._deadlines[key.removeprefix(settings)] = wish.deadline or math.inf
             self._lower_promises()
 
     # ── rule c: states go forward; rule f: what is available ─────────────────────────────────
@@ -187,15 +214,23 @@ class Oracle:
     def _count_available(self) -> None:
         if any(self.troubles.values()):
             return
+        if min(self._deadlines.values(), default=math.inf) <= self.wall + self.now + 1.0:
+            self._owed.clear()  # a drain is over: what has not moved is stopped
+            return
         planned = {one.id: one.want for plan in self.node_plans.values() for one in plan.replicas}
         ready = [one for report in self.reports.values() for one in report.replicas
                  if one.state is ReplicaState.READY and one.id in self.running and one.id in planned]  # fmt: skip
+        evicted = {id for plan in self.plans.values() for claim in plan.claims for id in claim.evicts}
+        preempted = {one.service for one in ready if one.id in evicted}
         available = Counter(one.service for one in ready)
         filled = Counter(service for service, _ in {
             (one.service, one.slot) for one in ready
             if planned[one.id] is Want.RUN and not (isinstance(one.slot, str) and self._is_drained(one.slot))
         })  # fmt: skip
         for service, plan in self.plans.items():
+            if plan.kind in WORKING or service in preempted:
+                self._owed.pop(service, None)
+                continue
             floor = self._owed.get(service)
             if floor is not None and available[service] < floor:
                 self.violated("f", f"{service} has {available[service]} replicas available and owes {floor}")
@@ -215,7 +250,7 @@ class Oracle:
             spec = self._spec(plan.service, release.number, release.spec)
             allowed = spec.update.max_unavailable
             missing = allowed if isinstance(allowed, int) else math.floor(parse_share(allowed) * plan.desired + 1e-6)
-            if spec.volumes or any(port.host_port for port in spec.ports.values()):
+            if spec.singleton or spec.volumes or any(port.host_port for port in spec.ports.values()):
                 missing = max(missing, 1)
             floors.append(plan.desired - missing)
         return max(0, min(floors))
@@ -227,6 +262,10 @@ class Oracle:
             return
         plan = decode_document(value, ServicePlan)
         self.plans[service] = plan
+        for run in plan.runs:
+            for slot in parse_numbers(run.completed):
+                if (service, run.number, slot) not in self._done:
+                    self.violated("j", f"slot {slot} of run {run.number} of {service} has not ended well and counts")
         self._lower_promises()
 
     def _lower_promises(self) -> None:
@@ -252,6 +291,9 @@ class Oracle:
             return
         plan = decode_document(value, NodePlan)
         self.node_plans[node] = plan
+        for one in plan.replicas:
+            if one.run and one.id not in self._work:
+                self._see_work(one)
         used: Counter[str] = Counter()
         ports: Counter[int] = Counter()
         for one in plan.replicas:
@@ -268,17 +310,26 @@ class Oracle:
             self.violated("b", f"{node} has host ports {doubled} twice in its plan")
         self._plans_changed = True
 
+    def _see_work(self, one: Assignment) -> None:
+        """A job's replica is planned."""
+        self._work[one.id] = (one.service, one.run, one.slot)
+        runs = self.plans[one.service].runs if one.service in self.plans else []
+        completed = next((parse_numbers(run.completed) for run in runs if run.number == one.run), ())
+        if one.slot in completed:
+            self.violated("j", f"{one.id} is planned though slot {one.slot} of run {one.run} is done")
+
     def _check_slots(self) -> None:
         self._plans_changed = False
-        slots: Counter[tuple[str, Slot]] = Counter()
+        slots: Counter[Work] = Counter()
         ids: Counter[str] = Counter()
         for plan in self.node_plans.values():
             ids.update(one.id for one in plan.replicas)
-            slots.update((one.service, one.slot) for one in plan.replicas if one.want is Want.RUN)
+            if not plan.lost:  # what is kept there for its return counts when it is back
+                slots.update((one.service, one.run, one.slot) for one in plan.replicas if one.want is Want.RUN)
         for id, count in ids.items():
             if count > 1:
                 self.violated("b", f"{id} is planned on {count} nodes")
-        for (service, slot), count in slots.items():
+        for (service, _, slot), count in slots.items():
             if count > 2:
                 self.violated("b", f"slot {slot} of {service} is planned {count} times")
 
@@ -294,6 +345,9 @@ class Oracle:
         if fact.id in self._begun:
             self.violated("i", f"{fact.id} is started once more")
         self._begun.add(fact.id)
+        spec = self._specs.get(fact.id)
+        if spec is not None and spec.singleton:
+            self._see_singleton(fact)
         for id, other in self.running.items():
             if other.node != fact.node:
                 continue
@@ -306,6 +360,13 @@ class Oracle:
         )  # fmt: skip
         self._nodes[fact.id] = fact.node
         self._weigh(fact.id)
+
+    def _see_singleton(self, fact: Started) -> None:
+        """A node that could not act has not stopped its own; all others have, also where nobody reached them."""
+        for id, other in self.running.items():
+            helpless = self.now - self._helpless_until.get(other.node, -math.inf) < self.limits.lost
+            if other.service == fact.service and not helpless:
+                self.violated("k", f"{fact.id} starts on {fact.node} while {id} runs on {other.node}")
 
     # ── rule d: what is offered ──────────────────────────────────────────────────────────────
 
@@ -367,6 +428,11 @@ class Oracle:
                 found += [f"{name} was deleted and still has a plan"] if plan else []
                 found += [f"{name} was deleted and {sorted(have)} still run"] if have else []
                 continue
+            if wish.spec.kind in WORKING:
+                found += [f"run {run.number} of {name} has not ended" for run in plan.runs
+                          if run.state is RunState.RUNNING] if plan else [f"{name} has no plan"]  # fmt: skip
+                found += [f"{name} still runs: {sorted(map(str, have))}"] if have else []
+                continue
             count = _desired(view, name, wish.spec)
             if plan is None or plan.desired != count:
                 found.append(f"{name} desires {plan.desired if plan else None} instead of {count}")
@@ -402,4 +468,6 @@ class Oracle:
 def _desired(view: View, name: str, spec: ServiceSpec) -> int:
     if spec.kind == "global":
         return sum(1 for node in view.nodes if view.settings.get(node, NodeSettings()).availability == "active")
+    if name not in view.scale and spec.scale is not None:
+        return plan.desired if (plan := view.plans.get(name)) and plan.desired <= spec.scale.max else spec.scale.max
     return view.scale.get(name, spec.replicas)

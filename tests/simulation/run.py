@@ -8,10 +8,12 @@ import logging
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest import mock
 
 from mesh import probing
+from mesh.autoscaling import agents
+from mesh.autoscaling.waiting import Waiting
 from mesh.model import NodePlan, NodeReport, ServicePlan
 from mesh.view import decode_document
 from tests.simulation.chaos import Chaos
@@ -19,6 +21,7 @@ from tests.simulation.clock import BEGIN, EPOCH, PROCESS, VirtualLoop, virtual_t
 from tests.simulation.cluster import Cluster
 from tests.simulation.history import Ended, Fact, Offered, Said, Started, ToldToStop, Trouble, Written
 from tests.simulation.network import KEYS
+from tests.simulation.operators import EXTRAS
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.peers import socket_module
 
@@ -40,19 +43,26 @@ LOOK = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How much trouble a run has."""
+    """How large a cluster is, what happens in it, and how much trouble it has."""
 
     nodes: int
     calm_steps: int
     steps: int
     probes: bool
+    extras: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, seed: int, nodes: int | None = None) -> Schedule:
+    def of(cls, seed: int, nodes: int | None = None, *, plain: bool = False) -> Schedule:
+        """`plain`: without `EXTRAS`, and small."""
         choose = random.Random(f"schedule {seed}")
         drawn = choose.choice([2, 3, 3, 4, 5])
-        return cls(nodes or drawn, calm_steps=choose.choice([0, 0, 4]), steps=choose.randint(3, 14),
+        made = cls(nodes or drawn, calm_steps=choose.choice([0, 0, 4]), steps=choose.randint(3, 14),
                    probes=choose.random() < 0.25)  # fmt: skip
+        if plain:
+            return made
+        extras = frozenset(name for name in EXTRAS if choose.random() < 0.3)
+        large = choose.choices([0, choose.randint(8, 16), choose.randint(17, 50)], [95, 4, 1])[0]
+        return replace(made, nodes=nodes or large or drawn, extras=extras)
 
 
 @dataclass(slots=True)
@@ -68,9 +78,9 @@ class Result:
 class Run:
     """`story`: keeps every fact; without it a run is faster and comes to the same."""
 
-    def __init__(self, seed: int, nodes: int | None = None, *, story: bool = False) -> None:
+    def __init__(self, seed: int, nodes: int | None = None, *, plain: bool = False, story: bool = False) -> None:
         self.seed = seed
-        self.schedule = Schedule.of(seed, nodes)
+        self.schedule = Schedule.of(seed, nodes, plain=plain)
         self.oracle = Oracle(wall=EPOCH)
         self.facts: list[Fact] = []
         self._story = story
@@ -101,12 +111,14 @@ class Run:
             mock.patch.object(probing, "socket", socket_module(cluster.peers)),
             mock.patch.dict(probing.Prober.__init__.__kwdefaults__, clock=loop.time),  # bound when it was defined
             mock.patch.object(probing, "TICK", probing.TICK if self.schedule.probes else IDLE),
+            mock.patch.object(agents, "ask", cluster.load.ask),
+            mock.patch.object(Waiting, "_ask", cluster.load.waiting),
         ):
             await self._live(cluster, loop)
 
     async def _live(self, cluster: Cluster, loop: VirtualLoop) -> None:
         await cluster.start()
-        chaos = Chaos(cluster, self.seed)
+        chaos = Chaos(cluster, self.seed, self.schedule.extras)
         looking = loop.create_task(self._keep_looking(loop))
         trouble = loop.create_task(chaos.run(self.schedule.calm_steps, self.schedule.steps))
         await asyncio.wait([trouble, looking], return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +126,7 @@ class Run:
             trouble.result()
             chaos.heal()
             cluster.say("everything is healed")
-            await self._judge_the_end(loop)
+            await self._judge_the_end(loop, chaos)
         looking.cancel()
         self._stopped = True
         await cluster.end()
@@ -125,13 +137,14 @@ class Run:
             await asyncio.sleep(LOOK)
             self.oracle.look(loop.time())
 
-    async def _judge_the_end(self, loop: VirtualLoop) -> None:
+    async def _judge_the_end(self, loop: VirtualLoop, chaos: Chaos) -> None:
         oracle = self.oracle
         deadline = loop.time() + QUIET
         differences: list[str] = []
         since = loop.time()
         while not oracle.violations and loop.time() < min(deadline, since + REST):
             await asyncio.sleep(1.0)
+            chaos.operators.tend()
             if differences := oracle.differences():
                 since = loop.time()
         if differences and not oracle.violations:

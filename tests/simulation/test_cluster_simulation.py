@@ -30,9 +30,13 @@ SEEDS = 200
 REGRESSIONS = {
     402: "an engine that hung carries out a start that was asked for twice: the second comes after the stop",
     453: "an agent is killed while its engine starts a replica that its next life is to drop",
+    547: "a scale-down takes away the only slot in which a failed rollback is tried",
     637: "a container vanishes while its stop is waited for",
 }
-"""Seeds that once showed something that nobody had thought of, and what."""
+"""Seeds that once showed something that nobody had thought of, run plain as they were then, and what."""
+
+REMEMBERED = (738, 1105, 1713, 1979, 2072, 2291, 2600, 2617)
+"""More of them."""
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +51,8 @@ def test_200_seeds_violate_nothing() -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5000:]
 
 
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_what_was_found_once_is_mended(seed: int) -> None:
-    done = simulate("--seed", str(seed))
+def test_what_was_found_once_is_mended() -> None:
+    done = simulate("--plain", "--seeds", ",".join(map(str, (*REGRESSIONS, *REMEMBERED))))
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5000:]
 
 
