@@ -56,6 +56,8 @@ class Blueprint:
             return "runs docker, which needs an image"
         if runtime == "process" and self.spec.command is None:
             return "runs processes, which need a command"
+        if runtime == "process" and self.spec.network is not None:
+            return f"runs processes, which join no network such as {self.spec.network}"
         return ""
 
 

@@ -66,6 +66,7 @@ def container(launch: Launch, *, node: str, root: str, published: bool, address:
             "Memory": memory,
             "MemorySwap": memory,  # memory and swap together: no swap
             "NanoCpus": (spec.limits.cpu or 0) * 1_000_000,
+            "NetworkMode": spec.network or "default",
             "PortBindings": bindings,
             "Mounts": _mounts(spec),
             "Dns": list(launch.dns),
@@ -115,7 +116,7 @@ def listed(entry: Mapping[str, Any], *, published: bool, address: str) -> Instan
     return _instance(
         entry["Labels"],
         state=_STATES.get(entry["State"], InstanceState.EXITED),
-        networks=entry["NetworkSettings"]["Networks"],
+        network=_network(entry),
         outside=outside if published else None,
         address=address,
         started=float(entry["Created"]),
@@ -135,7 +136,7 @@ def inspected(details: Mapping[str, Any], *, published: bool, address: str) -> I
     return _instance(
         details["Config"]["Labels"],
         state=_STATES.get(state["Status"], InstanceState.EXITED),
-        networks=details["NetworkSettings"]["Networks"],
+        network=_network(details),
         outside=outside if published else None,
         address=address,
         started=whole_seconds(details["Created"]),
@@ -145,10 +146,17 @@ def inspected(details: Mapping[str, Any], *, published: bool, address: str) -> I
     )
 
 
+def _network(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a container is in the network that it was made for, whatever a person has connected it to since."""
+    mode = container["HostConfig"]["NetworkMode"]
+    found: Mapping[str, Any] = container["NetworkSettings"]["Networks"].get("bridge" if mode == "default" else mode, {})
+    return found
+
+
 def _instance(
     labels: Mapping[str, str],
     *,
-    networks: Mapping[str, Mapping[str, Any]],
+    network: Mapping[str, Any],
     outside: Mapping[str, int] | None,
     address: str,
     **facts: Any,
@@ -156,7 +164,7 @@ def _instance(
     """`outside`: published ports by `<port>/<protocol>`; None where the container's own address is reached."""
     inside = dict(pair.split("=", 1) for pair in labels.get("mesh.ports", "").split())
     if outside is None:
-        address = next((network["IPAddress"] for network in networks.values() if network["IPAddress"]), "")
+        address = network.get("IPAddress", "")
         ports = {name: int(port.partition("/")[0]) for name, port in inside.items()}
     else:
         ports = {name: outside[port] for name, port in inside.items() if port in outside}
@@ -182,6 +190,7 @@ def whole_seconds(timestamp: str) -> float:
     return float(int(datetime.fromisoformat(timestamp[:19] + "+00:00").timestamp()))
 
 
+_NO_NETWORK = re.compile(r"network (\S+) not found")
 _PORT_TAKEN = re.compile(r":(\d+)(?: failed: port is already allocated|: bind: address already in use)")
 
 
@@ -189,6 +198,8 @@ def why_not_started(engine_says: str, node: str) -> str:
     """The engine's sentence about a start that failed, in words of an operator where we know the case."""
     if taken := _PORT_TAKEN.search(engine_says):
         return f"port {taken[1]} of node {node} is already in use"
+    if missing := _NO_NETWORK.search(engine_says):
+        return f"there is no network {missing[1]} on node {node}: `docker network create {missing[1]}` there"
     return engine_says
 
 

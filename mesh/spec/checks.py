@@ -70,6 +70,12 @@ def _something_to_run(spec: ServiceSpec) -> Iterator[str]:
         yield "command: must name a program"
 
 
+@_of("network")
+def _network(spec: ServiceSpec) -> Iterator[str]:
+    if spec.network in ("host", "none"):
+        yield f"network: {spec.network!r} gives a replica no address of its own: name a network that does"
+
+
 @_of("ports")
 def _ports(spec: ServiceSpec) -> Iterator[str]:
     used: dict[tuple[str, int, bool], str] = {}

@@ -175,6 +175,7 @@ Text = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_without_
 Word = Annotated[str, _like(r"\S{1,512}", "a word")]
 FilePath = Annotated[str, *_text(r"/[^\0]*", "a path that begins with /", "/var/lib/data")]
 UrlPath = Annotated[str, *_text(r"/[!-~]*", "a path that begins with /", "/healthz")]
+NetworkName = Annotated[str, _like(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a network's name")]
 VariableName = Annotated[str, _like(r"[A-Za-z_][A-Za-z0-9_.-]*", "a variable's name")]
 _EXAMPLES = ["*/5 * * * *", "@hourly"]
 Cron = Annotated[str, BeforeValidator(_cron), WithJsonSchema({"type": "string", "examples": _EXAMPLES})]

@@ -30,6 +30,7 @@ from mesh.spec.fields import (
     FieldFault,
     FilePath,
     Memory,
+    NetworkName,
     Part,
     PortNumber,
     Positive,
@@ -298,6 +299,8 @@ class ServiceSpec(Part):
     """How a replica is ended."""
     volumes: Annotated[dict[str, Volume], Field(max_length=64)] = {}
     """Named, local to the node: pins the slot."""
+    network: NetworkName | None = None
+    """A network of the nodes' Docker engines that containers join instead of the default bridge. It must be there."""
     mounts: Annotated[list[Mount], Field(max_length=64)] = []
     """Files and folders of the host; configs and secrets as files."""
     discovery: Literal["vip", "direct"] = "vip"

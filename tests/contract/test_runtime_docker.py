@@ -139,6 +139,37 @@ async def test_named_volumes_outlive_replicas(here: Lab, client: Any) -> None:
         client.remove_volume(f"mesh-web-{name}")
 
 
+@pytest.fixture
+def network(client: Any) -> Iterator[str]:
+    name = f"mesh-test-{uuid.uuid4().hex[:8]}"
+    client.create_network(name)
+    yield name
+    client.remove_network(name)
+
+
+@pytest.mark.parametrize("publish", ["direct", "published"])
+async def test_a_container_in_a_network_of_its_own_is_reached(
+    image: str, client: Any, tmp_path: Path, network: str, publish: str
+) -> None:
+    async with lab("docker", tmp_path, image, publish=publish) as here:
+        started = await here.start(HTTPD, network=network, ports={"http": {"port": 80, "target": 8080}})
+        assert await here.find(started.id) == started
+        inside = client.inspect_container(f"mesh-{started.id}")["NetworkSettings"]["Networks"]
+        assert inside.keys() == {network}
+        assert (started.address == inside[network]["IPAddress"]) is (publish == "direct")
+
+        async def served() -> bool:
+            return await answers(started.address, started.ports["http"])
+
+        await eventually(served)
+
+
+async def test_a_network_that_is_not_there(here: Lab) -> None:
+    with pytest.raises(RuntimeFault, match="there is no network nowhere on node n1: `docker network create nowhere`"):
+        await here.start(SLEEP, network="nowhere")
+    assert await here.runtime.instances() == []
+
+
 async def test_mounts_show_the_hosts_files(here: Lab, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("of the host\n")
     mounts = [{"source": str(tmp_path), "path": "/seen", "read_only": True}]

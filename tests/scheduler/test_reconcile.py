@@ -122,6 +122,14 @@ def test_a_node_that_cannot_run_it_says_so() -> None:
     assert world.plans["web"].pending[0].reasons == ["n1: runs processes, which need a command"]
 
 
+def test_a_process_joins_no_network() -> None:
+    world = World(1)
+    world.nodes["n1"].runtime = "process"
+    world.apply(command=["web"], network="shop")
+    world.run(1)
+    assert world.plans["web"].pending[0].reasons == ["n1: runs processes, which join no network such as shop"]
+
+
 def test_a_plan_that_would_outgrow_one_value_of_the_store_is_not_made() -> None:
     world = World(1)
     world.nodes["n1"].capacity = Capacity(cpu=10**9, memory=10**15)

@@ -17,6 +17,7 @@ LISTED = {
     "Id": "0123456789abcdef", "Labels": MARKS, "State": "running", "Created": 1700000000,
     "Ports": [{"IP": "10.0.0.1", "PrivatePort": 8080, "PublicPort": 32768, "Type": "tcp"},
               {"PrivatePort": 53, "Type": "udp"}],
+    "HostConfig": {"NetworkMode": "default"},
     "NetworkSettings": {"Networks": {"bridge": {"IPAddress": "172.17.0.2"}}},
 }  # fmt: skip
 
@@ -124,3 +125,14 @@ def test_a_pull_is_told_by_layers() -> None:
 def test_the_gateway_is_the_subnets_first_address_unless_named() -> None:
     assert config.gateway({"Subnet": "172.17.0.0/16"}) == "172.17.0.1"
     assert config.gateway({"Subnet": "10.88.1.0/24", "Gateway": "10.88.1.254"}) == "10.88.1.254"
+
+
+def test_a_replicas_address_is_that_in_its_own_network() -> None:
+    both = {"bridge": {"IPAddress": "172.17.0.2"}, "shop": {"IPAddress": "172.20.0.2"}}
+    entry = {**LISTED, "HostConfig": {"NetworkMode": "shop"}, "NetworkSettings": {"Networks": both}}
+    assert config.listed(entry, published=False, address="10.0.0.1").address == "172.20.0.2"
+
+
+def test_why_a_container_could_not_join_its_network() -> None:
+    sentence = config.why_not_started("network shop not found", "n1")
+    assert sentence == "there is no network shop on node n1: `docker network create shop` there"

@@ -97,6 +97,8 @@ ONE_FAULT: dict[str, dict[str, Any]] = {
     },
     "health.alive.exec: must name a command": {"health": {"alive": {"exec": []}}},
     "image: must be a word, got ''": {"image": ""},
+    "network: must be a network's name, got 'a b'": {"network": "a b"},
+    "network: 'host' gives a replica no address of its own: name a network that does": {"network": "host"},
     "command: must name a program": {"command": []},
     "command: must be a list, got 'sleep 5'": {"command": "sleep 5"},
     "tags.0: 'ready' is a reserved word": {"tags": ["ready"]},
