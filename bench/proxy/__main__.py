@@ -33,6 +33,11 @@ from tools import compiled
 IDLE = 2000
 """Connections held open to see what one costs."""
 
+ONE_WORKER = "90 B, 64 connections for each of 1 worker"
+TWO_WORKERS = "90 B, 64 connections for each of 2 workers"
+"""What two cores can show of scaling: whether a request costs more CPU time where two workers share the port. The
+second one shares its core with the load and the backends, so that the rate cannot double."""
+
 Start = Callable[[Path, Backends, Certificate], AbstractAsyncContextManager[Proxy]]
 Run = Callable[[Proxy, float], Awaitable[Found]]
 Figures = dict[str, dict[str, list[float]]]
@@ -66,16 +71,18 @@ async def compare(rounds: int, seconds: float, only: list[str], folder: Path) ->
     figures: Figures = defaultdict(lambda: defaultdict(list))
     faults: list[str] = []
     certificate = make_certificate(folder)
-    started: list[Start] = [peers.ours, peers.nginx, peers.haproxy, peers.plain]
-    if peers.envoy():
-        started.insert(3, peers.envoy_proxy)
+    ours = peers.ours
+    envoy = [peers.envoy_proxy] if peers.envoy() else []
+    started: list[Start] = [peers.ours, peers.nginx, peers.haproxy, *envoy, peers.plain]
     if shutil.which("gcc"):
         print("compiling the proxy's hot path", file=sys.stderr)
         compiled.build(folder / "compiled")
-        started.insert(0, partial(peers.ours, compiled=folder / "compiled"))
+        ours = partial(peers.ours, compiled=folder / "compiled")
+        started.insert(0, ours)
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(backends(folder))
         proxies = [await stack.enter_async_context(start(folder, behind, certificate)) for start in started]
+        twins = await stack.enter_async_context(ours(folder, behind, certificate, workers=2))
         if not only or "idle" in only:
             for proxy in proxies:
                 print(f"{IDLE:,} idle connections: {proxy.name}", file=sys.stderr)
@@ -93,6 +100,12 @@ async def compare(rounds: int, seconds: float, only: list[str], folder: Path) ->
                     figures[name][f"{proxy.name} cpu"].append(found.cpu)
                     if found.fault:
                         faults.append(f"{proxy.name}, {name}: {found.fault}")
+            if not only or "workers" in only:
+                print(f"round {number} of {rounds}: one worker, and two", file=sys.stderr)
+                for name, proxy in ((ONE_WORKER, proxies[0]), (TWO_WORKERS, twins)):
+                    found = await load.http(proxy, seconds, 64 * len(proxy.pids))
+                    figures[name]["ours rate"].append(found.rate)
+                    figures[name]["ours cpu"].append(found.cpu)
             if not only or "latency" in only:
                 rate = min(statistics.median(figures["90 B, 64 connections"][f"{one.name} rate"] or [8000])
                            for one in proxies if one.name in ("ours", "nginx", "HAProxy")) / 2  # fmt: skip
@@ -153,13 +166,18 @@ def goals(figures: Figures) -> str:
     """Markdown: what was aimed at and what came out, from medians."""
     lines = ["| measure | goal | found | |", "|---|---|---|---|"]
 
-    def add(text: str, bound: float, found: float) -> None:
-        lines.append(f"| {text} | ≤ {bound:.2f} | {found:.2f} | {'met' if found <= bound else '**missed**'} |")
+    def add(text: str, bound: float, found: float, *, least: bool = False) -> None:
+        met = found >= bound if least else found <= bound
+        sign = "≥" if least else "≤"
+        lines.append(f"| {text} | {sign} {bound:.2f} | {found:.2f} | {'met' if met else '**missed**'} |")
 
     for text, kind, key, peer, bound in GOALS:
         ours, theirs = figures[kind].get(f"ours {key}"), figures[kind].get(f"{peer} {key}")
         if ours and theirs:
             add(f"{kind}: {text}", bound, statistics.median(ours) / statistics.median(theirs))
+    if TWO_WORKERS in figures:
+        one, both = (statistics.median(figures[kind]["ours cpu"]) for kind in (ONE_WORKER, TWO_WORKERS))
+        add("requests per CPU second with two workers ÷ with one", 0.9, one / both, least=True)
     if "latency" in figures:
         p99 = {name: statistics.median(figures["latency"][f"{name} p99"]) for name in ("ours", "nginx")}
         add("p99 at half load − nginx's, ms", 0.3, p99["ours"] - p99["nginx"])
@@ -194,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
-    parser.add_argument("--only", default="", help="parts of the names of loads, with commas; also latency, idle")
+    parser.add_argument("--only", default="", help="parts of loads' names, with commas; also workers, latency, idle")
     options = parser.parse_args()
     if packages := peers.missing():
         sys.exit(f"the benchmark needs these packages: {' '.join(packages)}")

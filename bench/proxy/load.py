@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import LOAD_CORE, cpu_seconds, resident
+from bench.processes import LOAD_CORE
 from bench.proxy.peers import Proxy
 from bench.proxy.world import SMALL
 
@@ -50,9 +50,9 @@ async def http(
         options += ["-H", "Connection: close"]
     if script:
         options += ["-s", str(script)]
-    before = cpu_seconds(proxy.pid)
+    before = proxy.cpu_seconds
     report = await _run("wrk", *options)
-    spent = cpu_seconds(proxy.pid) - before
+    spent = proxy.cpu_seconds - before
     requests = int(_only(r"(\d+) requests in ", report))
     fault = " ".join(line.strip() for line in report.splitlines() if "Non-2xx" in line or "Socket errors" in line)
     if close:  # wrk counts the end of each of its connections as a read error
@@ -111,16 +111,16 @@ async def connections_tcp(proxy: Proxy, seconds: float, connections: int = 32) -
 
 async def bulk(proxy: Proxy, seconds: float) -> Found:
     """iperf3, one stream."""
-    before = cpu_seconds(proxy.pid)
+    before = proxy.cpu_seconds
     report = await _run("iperf3", "-c", "127.0.0.1", "-p", str(proxy.ports["bulk"]), "-t", f"{seconds:g}", "--json")
-    spent = cpu_seconds(proxy.pid) - before
+    spent = proxy.cpu_seconds - before
     received = json.loads(report)["end"]["sum_received"]
     return Found(received["bits_per_second"] / 1e9, spent / (received["bytes"] / 1e9))
 
 
 async def per_idle_connection(proxy: Proxy, count: int) -> float:
     """KiB resident for each client connection that has had one response and waits."""
-    before = resident(proxy.pid)
+    before = proxy.resident
     request = b"GET /small HTTP/1.1\r\nHost: bench.test\r\n\r\n"
     with ExitStack() as stack:
         for _ in range(count):
@@ -129,14 +129,14 @@ async def per_idle_connection(proxy: Proxy, count: int) -> float:
             answer = b""
             while SMALL not in answer:
                 answer += await asyncio.to_thread(client.recv, 65536)
-        return (resident(proxy.pid) - before) / count / 1024
+        return (proxy.resident - before) / count / 1024
 
 
 async def _counted(proxy: Proxy, seconds: float | None, run: Callable[[], Awaitable[tuple[int, str]]]) -> Found:
     loop = asyncio.get_running_loop()
-    before, began = cpu_seconds(proxy.pid), loop.time()
+    before, began = proxy.cpu_seconds, loop.time()
     count, fault = await run()
-    spent, took = cpu_seconds(proxy.pid) - before, seconds or loop.time() - began
+    spent, took = proxy.cpu_seconds - before, seconds or loop.time() - began
     return Found(count / took, spent / max(count, 1) * 1e6, fault)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.processes import pin, running
+from bench.processes import cpu_seconds, pin, resident, running
 from bench.proxy.world import PATIENCE, Backends, Certificate, listening
 from mesh.dataplane.worker import ProxyArguments
 from mesh.dataplane.workers import Workers
@@ -43,9 +43,17 @@ def envoy() -> str | None:
 @dataclass(frozen=True)
 class Proxy:
     name: str
-    pid: int
+    pids: tuple[int, ...]
     ports: dict[str, int] = field(default_factory=dict)
     """By kind; a kind that it does not serve is not there."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(map(cpu_seconds, self.pids))
+
+    @property
+    def resident(self) -> int:
+        return sum(map(resident, self.pids))
 
 
 def _ports(*kinds: str) -> dict[str, int]:
@@ -59,8 +67,8 @@ def _ports(*kinds: str) -> dict[str, int]:
 async def ours(
     folder: Path, backends: Backends, certificate: Certificate, *, compiled: Path | None = None, workers: int = 1
 ) -> AsyncIterator[Proxy]:
-    """Proxy workers as an agent runs them; from a compiled copy of the project, or interpreted."""
-    name = "ours" if compiled else "ours, interpreted"
+    """Proxy workers as an agent runs them, each on a core; from a compiled copy of the project, or interpreted."""
+    name = ("ours" if compiled else "ours, interpreted") + (f", {workers} workers" if workers > 1 else "")
     ports = _ports(*KINDS)
     state = folder / name.replace(", ", "-")
     arguments = ProxyArguments(node="n1", survive=False, access_log=f"{state}.log", access_log_sample=0.01)
@@ -78,7 +86,7 @@ async def ours(
             pin(pid, core)
         os.environ.clear()
         os.environ.update(surroundings)
-        yield Proxy(name, pids[0], ports)
+        yield Proxy(name, tuple(pids), ports)
     finally:
         await supervisor.close()
 
@@ -162,7 +170,7 @@ async def _peer(name: str, command: list[Any], folder: Path, ports: dict[str, in
         for port in ports.values():
             await listening(port, log)
         pin(pid)
-        yield Proxy(name, pid, ports)
+        yield Proxy(name, (pid,), ports)
 
 
 def _nginx(folder: Path, ports: dict[str, int], backends: Backends, certificate: Certificate) -> str:
