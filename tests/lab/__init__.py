@@ -9,4 +9,5 @@ is written down in one folder, so every command, a test, or a `down` after a cra
     switch.py   cables, partitions, loss            wire.py     a slow wire for one host
     host.py     namespaces, programs, power cuts    parts.py    Docker, Consul and the mesh on a host
     lab.py      the whole: up, faults, down         __main__.py the commands
+    security.py certificates and tokens (--secure)  store.py    how its Consul is asked
 """

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--hosts", type=int, default=3)
     up.add_argument("--consul", type=int, default=3, help="hosts that run a Consul server; the others run a client")
     up.add_argument("--bare", action="store_true", help="engines and Consul only, without the mesh")
+    up.add_argument("--secure", action="store_true", help="Consul with ACLs (default deny) and TLS, both ways")
     add("status", "what runs where, and which faults hold", _status, host=False)
     execute = add("exec", "run a command in a host: exec h1 -- mesh status", _exec)
     execute.add_argument("command", nargs=argparse.REMAINDER)
@@ -84,7 +85,8 @@ def _up(options: argparse.Namespace) -> None:
         os.environ["PATH"] = f"{consul_folder()}:{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
     except (Missing, DebsError) as error:
         raise LabError(f"missing part: {error}") from None
-    lab = Lab.up(options.hosts, options.consul, mesh=not options.bare, say=lambda text: print(f"  {text}", flush=True))
+    lab = Lab.up(options.hosts, options.consul, mesh=not options.bare, secure=options.secure,
+                 say=lambda text: print(f"  {text}", flush=True))  # fmt: skip
     print("up: " + ", ".join(f"{host.name} {host.address}" for host in lab.hosts))
     print("try: python -m tests.lab exec h1 -- mesh nodes")
 

@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mesh.runtime.process_table import ProcessId
-from tests.lab import switch
+from tests.lab import security, switch
 from tests.lab.system import FOLDER, NAME, LabError, run, until
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -55,7 +55,7 @@ class Host:
         wrapper = ["nsenter", f"--net=/run/netns/{NAME}-{self.name}",
                    "unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc",
                    "sh", "-c", self._in_cgroup(f"exec sh -c {shlex.quote(setup)}")]  # fmt: skip
-        self._start("init", wrapper, Path(init).name)
+        self._start("init", wrapper, Path(init).name, {})
         switch.plug(self.name, in_place=True)
 
     def power_cut(self) -> None:
@@ -77,10 +77,10 @@ class Host:
 
     # ── programs
 
-    def start(self, name: str, command: Sequence[str | Path]) -> None:
+    def start(self, name: str, command: Sequence[str | Path], variables: Mapping[str, str] | None = None) -> None:
         """Starts a program in the host, in the background; its output goes to `<name>.log` in the host's folder."""
         inside = self._in_cgroup("exec " + shlex.join(map(str, command)))
-        self._start(name, [*self._entering(), "sh", "-c", inside], None)
+        self._start(name, [*self._entering(), "sh", "-c", inside], None, variables or {})
 
     def start_beside(self, name: str, command: Sequence[str | Path]) -> None:
         """Starts a program that belongs to the host but runs on the machine itself."""
@@ -111,12 +111,12 @@ class Host:
         return self._process(name) is not None
 
     def run(self, *command: str | Path, check: bool = True) -> str:
-        """What a command says that is run in the host."""
-        return run(*self._entering(), *command, check=check)
+        """What a command says that an operator runs in the host."""
+        return run(*self._entering(), *command, check=check, env=self._operators())
 
     def execute(self, command: Sequence[str]) -> int:
         """Runs a command in the host on this terminal; its exit code."""
-        return subprocess.run([*self._entering(), *command]).returncode
+        return subprocess.run([*self._entering(), *command], env=self._operators()).returncode
 
     def log(self, name: str) -> str:
         """The end of what a program said."""
@@ -126,20 +126,23 @@ class Host:
 
     # ── below
 
+    def _operators(self) -> dict[str, str]:
+        return {**os.environ, **security.variables(security.OPERATOR, self.name)}
+
     def _entering(self) -> list[str]:
         init = self._process("init")
         if init is None:
             raise LabError(f"{self.name} is off; `heal {self.name}` boots it")
         return ["nsenter", "-t", str(init.pid), "--net", "--uts", "--ipc", "--mount", "--pid", "--"]
 
-    def _start(self, name: str, wrapper: Sequence[str], program: str | None) -> None:
+    def _start(self, name: str, wrapper: Sequence[str], program: str | None, variables: Mapping[str, str]) -> None:
         """Starts `wrapper`, which forks the program, and lets go of the wrapper: a waiting nsenter would stop itself
         together with its child, and keep the pid namespace of a dead host."""
         surroundings = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("CONSUL_", "DOCKER_", "MESH_")) or name == "MESH_TEST_SESSION"
-        }
+        } | dict(variables)
         with (self.folder / f"{name}.log").open("ab") as log:
             parent = subprocess.Popen(
                 wrapper, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=surroundings

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.lab import parts, switch
+from tests.lab import parts, security, store, switch
 from tests.lab.host import Host
 from tests.lab.system import FOLDER, LabError, until
 
@@ -34,8 +34,8 @@ class Lab:
     # ── up and down
 
     @classmethod
-    def up(cls, hosts: int, servers: int, *, mesh: bool = True, say: Say = lambda _: None) -> Lab:
-        """Builds it, with what a crashed one left removed first.
+    def up(cls, hosts: int, servers: int, *, mesh: bool = True, secure: bool = False, say: Say = lambda _: None) -> Lab:
+        """Builds it, with what a crashed one left removed first. `secure`: Consul with ACLs and TLS.
 
         Raises:
             LabError: if one is up, or something does not come up; what was built is removed again.
@@ -49,16 +49,19 @@ class Lab:
         remove()
         lab = cls(hosts, servers, mesh=mesh)
         try:
-            lab._build(say)
+            lab._build(secure, say)
         except BaseException:
             say("that failed; removing what was built")
             remove()
             raise
         return lab
 
-    def _build(self, say: Say) -> None:
+    def _build(self, secure: bool, say: Say) -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
         self._write()
+        if secure:
+            say("an authority, certificates and tokens")
+            security.create([host.name for host in self.hosts])
         say(f"a switch and {len(self.hosts)} hosts")
         switch.create([host.name for host in self.hosts])
         for host in self.hosts:
@@ -69,6 +72,8 @@ class Lab:
             parts.start_consul(host, self.servers)
         self._each(self.hosts, lambda host: parts.until_up(host, "dockerd"))
         self._each(self.hosts, lambda host: parts.until_up(host, "consul"))
+        if secure:
+            store.grant(self.servers[0])
         if self.mesh:
             say("schedulers and agents")
             self._start_mesh(self.hosts)

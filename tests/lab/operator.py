@@ -11,9 +11,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
-from tests.lab import parts, switch
+from tests.lab import parts, store, switch
 from tests.lab.lab import Lab
 from tests.lab.system import LabError
 from tests.parts.images import python_image
@@ -62,11 +62,10 @@ class Operator:
 
     def put(self, key: str, document: Mapping[str, Any]) -> None:
         """Raises `OSError` while no host's Consul has a leader."""
-        body = json.dumps(document).encode()
-        self.asked(lambda host: urlopen(Request(_url(host, key), body, method="PUT"), timeout=5).close())
+        self.asked(lambda host: store.ask(host, _path(key), document, method="PUT").close())
 
     def delete(self, key: str) -> None:
-        self.asked(lambda host: urlopen(Request(_url(host, key), method="DELETE"), timeout=5).close())
+        self.asked(lambda host: store.ask(host, _path(key), method="DELETE").close())
 
     def mesh(self, host: str, *arguments: str, check: bool = True) -> str:
         """What the command line says on a host."""
@@ -82,7 +81,7 @@ class Operator:
 
         def value(host: str) -> Any:
             try:
-                with urlopen(_url(host, key) + "?raw&stale", timeout=5) as answer:
+                with store.ask(host, _path(key) + "?raw&stale") as answer:
                     return json.load(answer)
             except HTTPError as error:
                 if error.code == 404:
@@ -91,11 +90,20 @@ class Operator:
 
         return self.asked(value)
 
+    def read_names(self, prefix: str) -> list[str]:
+        """The keys under a prefix."""
+
+        def names(host: str) -> list[str]:
+            with store.ask(host, _path(prefix) + "?keys") as answer:
+                return list(json.load(answer))
+
+        return self.asked(names)
+
     def index(self, key: str) -> int:
         """When it was last written."""
 
         def row(host: str) -> int:
-            with urlopen(_url(host, key), timeout=5) as answer:
+            with store.ask(host, _path(key)) as answer:
                 return int(json.load(answer)[0]["ModifyIndex"])
 
         return self.asked(row)
@@ -104,7 +112,7 @@ class Operator:
         """As their agents report them, each with its `node`."""
 
         def rows(host: str) -> Any:
-            with urlopen(_url(host, "observed/nodes/") + "?recurse&stale", timeout=5) as answer:
+            with store.ask(host, _path("observed/nodes/") + "?recurse&stale") as answer:
                 return json.load(answer)
 
         reports = {row["Key"].rpartition("/")[2]: json.loads(b64decode(row["Value"])) for row in self.asked(rows)}
@@ -144,7 +152,7 @@ class Operator:
 
     def consul_leader(self) -> str:
         def asked(host: str) -> str:
-            with urlopen(f"http://{switch.address(host)}:8500/v1/status/leader", timeout=2) as answer:
+            with store.ask(host, "/v1/status/leader", timeout=2) as answer:
                 return f"h{int(json.load(answer).split(':')[0].rpartition('.')[2]) - 10}"
 
         return self.asked(asked)
@@ -188,5 +196,5 @@ def one_per_slot(replicas: Sequence[Mapping[str, Any]], count: int) -> bool:
     return len(slots) == len(live) == count
 
 
-def _url(host: str, key: str) -> str:
-    return f"http://{switch.address(host)}:8500/v1/kv/mesh/{key}"
+def _path(key: str) -> str:
+    return f"/v1/kv/mesh/{key}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import docker
 from docker.errors import DockerException
 
+from tests.lab import security, store
 from tests.lab.host import Host
 from tests.lab.switch import address
 from tests.lab.system import NAME, LabError, until
@@ -68,7 +70,11 @@ def load_image(hosts: Sequence[Host], archive: bytes) -> None:
 def start_consul(host: Host, servers: Sequence[str]) -> None:
     """A server on the hosts named, a client elsewhere; raft as fast as Consul allows."""
     joins = [word for server in servers for word in ("-retry-join", address(server))]
-    role = ["-server", "-bootstrap-expect", str(len(servers))] if host.name in servers else []
+    role: list[str | Path] = ["-server", "-bootstrap-expect", str(len(servers))] if host.name in servers else []
+    if security.is_on():
+        file = host.folder / "consul.json"
+        file.write_text(json.dumps(security.consul_config(host.name)))
+        role += ["-config-file", file]
     host.start("consul", [
         consul_binary(), "agent", *role, "-node", host.name, "-data-dir", host.folder / "consul", "-bind", host.address,
         "-client", f"{host.address} 127.0.0.1", *joins, "-retry-interval", "1s",
@@ -82,7 +88,7 @@ def start_consul(host: Host, servers: Sequence[str]) -> None:
 def store_answers(host: Host) -> bool:
     """Whether the host's Consul knows a leader."""
     try:
-        with urlopen(f"http://{host.address}:8500/v1/status/leader", timeout=2) as answer:
+        with store.ask(host.name, "/v1/status/leader", timeout=2) as answer:
             return bool(json.load(answer))
     except (OSError, ValueError):
         return False
@@ -103,7 +109,8 @@ def start_agent(host: Host, *options: str) -> None:
 
 
 def _mesh(host: Host, command: str, *options: str) -> None:
-    host.start(command, [sys.executable, "-m", "mesh.cli", command, "--store", "http://127.0.0.1:8500", *options])
+    variables = security.variables(security.MESH, host.name)
+    host.start(command, [sys.executable, "-m", "mesh.cli", command, *options], variables)
 
 
 def agent_is_ready(host: Host) -> bool:

@@ -23,7 +23,7 @@ from dnslib import DNSRecord
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from tests.lab import parts, switch
+from tests.lab import parts, store
 from tests.lab.host import Host
 from tests.lab.operator import Operator, eventually
 from tests.simulation.history import Ended, Fact, Offered, Started, ToldToStop, Written
@@ -88,8 +88,7 @@ class Recorder:
             self._ended.wait(POLL)
 
     def _read_store(self, host: str, index: int) -> int:
-        url = f"http://{switch.address(host)}:8500/v1/kv/mesh/?recurse&index={index}&wait=5s"
-        with urlopen(url, timeout=8) as answer:
+        with store.ask(host, f"/v1/kv/mesh/?recurse&index={index}&wait=5s", timeout=8) as answer:
             newest, rows = int(answer.headers["X-Consul-Index"]), json.load(answer)
         if newest <= index:
             return index

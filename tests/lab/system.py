@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,14 +24,14 @@ class LabError(Exception):
     """What could not be done, with the system's own words."""
 
 
-def run(*command: str | Path, check: bool = True, text: str | None = None) -> str:
+def run(*command: str | Path, check: bool = True, text: str | None = None, env: Mapping[str, str] | None = None) -> str:
     """What the command says.
 
     Raises:
         LabError: if it fails, unless `check` is False.
     """
     try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, input=text)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, input=text, env=env)
     except FileNotFoundError:
         raise LabError(f"there is no `{command[0]}` on this machine; `make test` installs what the lab needs") from None
     if done.returncode and check:
