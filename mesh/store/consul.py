@@ -114,7 +114,7 @@ class ConsulStore:
 
     async def list(self, prefix: str, *, stale: bool = False) -> Listing:
         params = [("recurse", ""), *_stale(stale)]
-        return self._listed(await self._http.ask("GET", f"/v1/kv/{prefix}", params))
+        return await self._visible(prefix, await self._http.ask("GET", f"/v1/kv/{prefix}", params))
 
     async def put(self, key: str, value: bytes, *, cas: int | None = None) -> bool:
         return bool(await self._consul.kv.put(_checked(key), value, cas=cas))
@@ -166,7 +166,15 @@ class ConsulStore:
         """What is under a prefix, or one key, when it is newer than that (or after a while)."""
         recurse = [("recurse", "")] if prefix.endswith("/") else []
         params = [*recurse, *_stale(stale), *_waiting(beyond)]
-        return self._listed(await self._http.watch(f"/v1/kv/{prefix}", params))
+        return await self._visible(prefix, await self._http.watch(f"/v1/kv/{prefix}", params))
+
+    async def _visible(self, prefix: str, answer: Answer) -> Listing:
+        """Consul leaves out of a listing what the token may not read, and denies it only where one key is asked for:
+        so one is, before it is believed that there is nothing."""
+        listing = self._listed(answer)
+        if not listing.entries and prefix.endswith("/"):
+            await self.read(f"{prefix}-")
+        return listing
 
     def _index(self, answer: Answer) -> int:
         if answer.index is None:

@@ -328,7 +328,8 @@ async def test_the_token_goes_with_every_call(guarded: ConsulServer, monkeypatch
 @pytest.mark.parametrize("token", [None, "11111111-2222-3333-4444-555555555555"])
 async def test_without_a_good_token_it_is_denied(guarded: ConsulServer, token: str | None) -> None:
     async with connected(StoreSettings(address=guarded.address, token=token)) as store:
-        for ask in (store.put("mesh/a", b""), store.txn([Op("set", "mesh/a", b"")]), store.create_session("s", 10)):
+        for ask in (store.put("mesh/a", b""), store.txn([Op("set", "mesh/a", b"")]), store.create_session("s", 10),
+                    store.list("mesh/")):  # fmt: skip
             with pytest.raises(StoreDenied, match="CONSUL_HTTP_TOKEN"):
                 await ask
 
