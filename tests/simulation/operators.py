@@ -51,6 +51,9 @@ EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a seed may add to the cluster's life, with the services that it brings."""
 
+HELD = {"bulk": 1, "prime": 1, "elastic": 2}
+"""So many replicas remain in the end, by hand: there is room for them, and no load changes them."""
+
 ROLLOUT_COMMANDS = ("promote", "promote", "pause", "resume", "abort", "undo")
 LOADS = (0.0, 0.0, 1.0, 5.0, 9.0)
 """Requests in flight."""
@@ -98,7 +101,7 @@ class Operators:
         for name in self._cluster.hosts:
             self._availability(name, "active")
         for service, behaviour in sorted(self._images.items()):
-            self._cluster.write(KEYS.scale(service), 1 if service in EXTRAS["priorities"] else None)
+            self._cluster.write(KEYS.scale(service), HELD.get(service))
             if "schedule" in self._services[service]:
                 self._services[service] = {**self._services[service], "schedule": {"cron": SELDOM}}
                 self._apply(service, self._good(service))

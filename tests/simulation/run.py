@@ -28,8 +28,8 @@ from tests.simulation.peers import socket_module
 QUIET = 240.0
 """Virtual seconds after the last fault within which everything is as desired."""
 
-REST = 5.0
-"""Virtual seconds of being as desired that count as rest: what was said last may not have been heard yet."""
+REST = 12.0
+"""Virtual seconds of being as desired that count as rest: what was said last may not have been heard and done yet."""
 
 STAYS = 60.0
 """Virtual seconds for which it must stay so."""
