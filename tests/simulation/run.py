@@ -37,6 +37,9 @@ STAYS = 60.0
 IDLE = 30.0
 """Virtual seconds between the ticks of probers that have nobody to probe."""
 
+MANY = 16
+"""Nodes, of which more are not probed."""
+
 LOOK = 0.5
 """Virtual seconds between the oracle's looks at what is offered."""
 
@@ -62,7 +65,8 @@ class Schedule:
             return made
         extras = frozenset(name for name in EXTRAS if choose.random() < 0.3)
         large = choose.choices([0, choose.randint(8, 16), choose.randint(17, 50)], [95, 4, 1])[0]
-        return replace(made, nodes=nodes or large or drawn, extras=extras)
+        probes = made.probes and large <= MANY  # that all probe all is much work for one process
+        return replace(made, nodes=nodes or large or drawn, probes=probes, extras=extras)
 
 
 @dataclass(slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
-from mesh.model import Assignment, Capacity, NodePlan, NodeReport, ReplicaReport, ReplicaState, ServicePlan
+from mesh.model import Assignment, Capacity, NodePlan, NodeReport, ReplicaReport, ReplicaState, Run, ServicePlan
 from mesh.view import encode_document
 from tests.simulation.history import Ended, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
 from tests.simulation.oracle import Oracle
@@ -136,6 +137,53 @@ def test_fewer_available_than_promised() -> None:
     history.report(a="ready", b="ready")
     history.report(a="draining", b="ready")
     assert history.rules == ["f"]
+
+
+JOB: dict[str, Any] = {"name": "web", "image": "web", "kind": "job", "job": {"completions": 2}}
+
+
+def plan_work(history: History, id: str, slot: int) -> None:
+    replicas = [Assignment(id=id, service="web", slot=slot, release=1, run=1)]
+    history.write("planned/nodes/n1", NodePlan(node="n1", replicas=replicas, specs={"web@1": JOB}), as_leader=True)
+
+
+def count(history: History, completed: str) -> None:
+    runs = [Run(number=1, release=1, completions=2, completed=completed)]
+    history.write("planned/services/web", ServicePlan(service="web", kind="job", runs=runs), as_leader=True)
+
+
+def test_work_that_counts_and_was_never_done() -> None:
+    history = History()
+    plan_work(history, "a", 1)
+    history.oracle.observe(Started(2.0, "n1", "a", "web", 1))
+    history.oracle.observe(Ended(3.0, "n1", "a", asked=False, how="exit code 0"))
+    count(history, "1")
+    assert history.rules == []
+    count(history, "1-2")
+    assert history.rules == ["j"]
+
+
+def test_work_that_is_done_again() -> None:
+    history = History()
+    plan_work(history, "a", 1)
+    history.oracle.observe(Started(2.0, "n1", "a", "web", 1))
+    history.oracle.observe(Ended(3.0, "n1", "a", asked=False, how="exit code 0"))
+    count(history, "1")
+    plan_work(history, "b", 2)
+    assert history.rules == []
+    plan_work(history, "c", 1)
+    assert history.rules == ["j"]
+
+
+@pytest.mark.parametrize(("what", "rules"), [("cable cut", ["k"]), ("agent killed", [])])
+def test_a_singleton_beside_itself(what: str, rules: list[str]) -> None:
+    history = History()
+    history.report()
+    history.plan("a", "b", spec={"name": "web", "image": "web", "singleton": True})
+    history.oracle.observe(Trouble(5.0, "n2", what, begins=True))
+    history.oracle.observe(Started(6.0, "n2", "a", "web", 1))
+    history.oracle.observe(Started(7.0, "n1", "b", "web", 1))
+    assert history.rules == rules
 
 
 def test_an_error_that_was_logged() -> None:
