@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mesh.admin import Admin, Sources, admin_token
 from mesh.agent.agent import Agent
@@ -20,6 +23,9 @@ from mesh.runtime import ExecResult, MeteredRuntime, Runtime, RuntimeFault
 from mesh.settings import AgentSettings
 from mesh.store import Store
 from mesh.store.consul import ConsulStore
+
+if TYPE_CHECKING:
+    from mesh.runtime.docker import DockerRuntime
 
 log = logging.getLogger(__name__)
 
@@ -143,18 +149,16 @@ async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> 
 
 
 async def _docker(settings: AgentSettings) -> Chosen:
-    """Containers, and DNS also on the address where they find it: their bridge's gateway."""
-    from mesh.runtime.docker import DockerRuntime
+    """Containers of this machine's engine, or of another's."""
+    from mesh.runtime.docker_way import remote_host
 
-    direct = ipaddress.ip_address(settings.address).is_loopback
-    publish = ("direct" if direct else "published") if settings.publish == "auto" else settings.publish
-    runtime = DockerRuntime(
-        settings.node,
-        root=settings.store.root,
-        docker_host=settings.docker_host,
-        publish=publish,
-        address=settings.address,
-    )
+    remote = remote_host(settings.docker_host or "")
+    return await (_docker_elsewhere(settings, remote) if remote or settings.engine_address else _docker_here(settings))
+
+
+async def _docker_here(settings: AgentSettings) -> Chosen:
+    """DNS answers also where containers find it: on their bridge's gateway."""
+    runtime = _docker_runtime(settings, settings.address, direct=ipaddress.ip_address(settings.address).is_loopback)
     try:
         gateway = f"{await runtime.bridge_gateway()}:53"
     except RuntimeFault as error:
@@ -168,3 +172,34 @@ async def _docker(settings: AgentSettings) -> Chosen:
             runtime, settings, (f"containers cannot resolve the mesh's names: DNS cannot listen on {gateway}: {why}",)
         )
     return Chosen(runtime, replace(settings, dns_listen=(*settings.dns_listen, gateway)))
+
+
+async def _docker_elsewhere(settings: AgentSettings, remote: str | None) -> Chosen:
+    """Containers are reached at ports of the engine's host, and DNS where they reach this machine."""
+    problems = []
+    try:
+        address = settings.engine_address or await _resolved(str(remote))
+    except OSError as error:
+        address = settings.address
+        problems.append(f"where containers are reached is not known: {remote}: {error.strerror}; set --engine-address")
+    if not any(listen.endswith(":53") and not listen.startswith("127.") for listen in settings.dns_listen):
+        problems.append(
+            "containers get no DNS of this node: let it listen on an address that the engine's host reaches, "
+            f"--dns-listen {settings.address}:53"
+        )
+    return Chosen(_docker_runtime(settings, address, direct=False), settings, tuple(problems))
+
+
+async def _resolved(host: str) -> str:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    return str(found[0][4][0])
+
+
+def _docker_runtime(settings: AgentSettings, address: str, *, direct: bool) -> DockerRuntime:
+    """`direct`: how containers are reached where the settings leave it open."""
+    from mesh.runtime.docker import DockerRuntime
+
+    publish = ("direct" if direct else "published") if settings.publish == "auto" else settings.publish
+    return DockerRuntime(
+        settings.node, root=settings.store.root, docker_host=settings.docker_host, publish=publish, address=address
+    )

@@ -100,6 +100,10 @@ def agent(
     token_file: TokenFile = None,
     runtime: Runtime = None,
     docker_host: DockerHost = None,
+    engine_address: Annotated[
+        str | None,
+        typer.Option(metavar="IP", help="Where containers of a remote engine are reached; default: its host."),
+    ] = None,
     label: Labels = None,
     reserve: Reserve = None,
     publish: Annotated[
@@ -122,8 +126,9 @@ def agent(
     sources = Sources.read(config)
     settings = sources.agent(
         sources.store(address=store, token_file=token_file),
-        node=node, address=address, state=state, runtime=runtime, docker_host=docker_host, labels=label,
-        reserved=reserve, publish=publish, vips=vips, dns_listen=dns_listen, admin_listen=admin_listen,
+        node=node, address=address, state=state, runtime=runtime, docker_host=docker_host,
+        engine_address=engine_address, labels=label, reserved=reserve, publish=publish, vips=vips,
+        dns_listen=dns_listen, admin_listen=admin_listen,
         upstreams=upstream, dns_workers=dns_workers, proxy_workers=proxy_workers, proxy_trust=trust,
         access_log=access_log, access_log_sample=access_log_sample,
     )  # fmt: skip

@@ -48,12 +48,15 @@ class AgentSettings:
     address: str = "127.0.0.1"  # where others reach this node's replicas
     runtime: str = "auto"  # auto | docker | process
     docker_host: str | None = None  # DOCKER_HOST
+    engine_address: str | None = None
+    """Where containers of an engine on another host are reached; None: that host's address, from `docker_host`."""
     labels: Mapping[str, str] = field(default_factory=dict)
     reserved: Capacity = RESERVED
     """Of the host's capacity, kept for the host itself, the engine and mesh: replicas never get it."""
     publish: str = "auto"
     """How containers are reached: `published` (host ports on `address`), `direct` (their own addresses; right
-    on one machine, or where container networks are routed), `auto` (direct while `address` is loopback)."""
+    on one machine, or where container networks are routed), `auto` (direct while `address` is loopback and the
+    engine is this machine's)."""
     dns_listen: tuple[str, ...] = ("127.0.0.1:53",)
     dns_workers: int = 1
     proxy_workers: int = 1

@@ -289,7 +289,21 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"must be text, got {value!r}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"must be {', '.join(_CHOICES[name][:-1])} or {_CHOICES[name][-1]}, got {value!r}")
+    if name == "engine_address":
+        return check_address(value)
     return check_listen(value) if name.endswith("listen") else value
+
+
+def check_address(value: str) -> str:
+    """An IP address: an engine publishes ports on no name.
+
+    Raises:
+        ValueError: with a sentence.
+    """
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError(f"must be an IP address such as 10.77.0.11, got {value!r}") from None
 
 
 def check_listen(value: str) -> str:

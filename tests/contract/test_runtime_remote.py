@@ -77,20 +77,6 @@ async def test_a_published_port_is_reached_at_the_engines_host(here: Lab, host: 
 # ── ssh ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def ssh_processes(host: RemoteHost) -> list[int]:
-    """Our clients that are connected to it."""
-    wanted = host.address.encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if command[0].endswith(b"ssh") and wanted in command:
-            found.append(int(folder.name))
-    return found
-
-
 @pytest.fixture
 async def over_ssh(host: RemoteHost, image: str, tmp_path: Path) -> AsyncIterator[Lab]:
     options = {"publish": "published", "address": host.address}
@@ -103,9 +89,9 @@ async def test_everything_goes_over_one_ssh_which_ends_with_the_runtime(over_ssh
     async with aclosing(over_ssh.runtime.events()) as events:
         await anext(events)
         await over_ssh.runtime.exec(started.id, ["true"])
-        [process] = ssh_processes(host)
+        [process] = host.ssh_clients()
     await over_ssh.runtime.close()
-    assert process not in ssh_processes(host)
+    assert process not in host.ssh_clients()
 
 
 async def test_a_lost_ssh_connection_is_made_again(
@@ -145,7 +131,7 @@ async def test_why_ssh_does_not_reach_an_engine(host: RemoteHost) -> None:
         host.ssh.replace(str(host.socket), "/nowhere.sock")
     )
     assert "Connection refused" in await why_not(host.ssh.replace(":2222", ":2223"))
-    assert not ssh_processes(host)
+    assert not host.ssh_clients()
 
 
 # ── TLS ──────────────────────────────────────────────────────────────────────────────────────

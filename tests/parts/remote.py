@@ -44,6 +44,16 @@ class RemoteHost:
     def client(self) -> Any:
         return docker.APIClient(base_url=f"unix://{self.socket}", version="auto")
 
+    def ssh_clients(self) -> list[int]:
+        """Pids of the ssh processes of this machine that lead there."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                if command[0].endswith(b"ssh") and self.address.encode() in command:
+                    found.append(int(folder.name))
+        return found
+
     def end_ssh_connections(self) -> None:
         """As a reboot or a firewall does: whoever is connected is cut off, and may connect again."""
         subprocess.run(["pkill", "--parent", str(self._sshd.pid)], check=True)
