@@ -65,7 +65,7 @@ def main() -> None:
 
 def place(mix: Mix, strategy: str) -> Placed:
     gc.collect()
-    return Placed(mix, strategy, progress=lambda done: told(f"{strategy}: {done:,} of {mix.replicas:,}"))
+    return Placed(mix, strategy, progress=lambda done: told(f"{strategy}: {done:,} of {len(mix.services):,}"))
 
 
 def measure(what: str, strategy: str, rounds: int, scene: Scene) -> None:

@@ -19,7 +19,7 @@ from mesh.scheduler.placement.terms import Terms, Tier
 EMPTY = np.zeros(ZONES, np.int64)
 
 Progress = Callable[[int], None]
-"""Told how many replicas have been looked at so far."""
+"""Told how many services have been looked at so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,21 @@ class Placed:
     def _kind(self, service: Service) -> Kind:
         return self._kinds[service.shape][service.rule]
 
-    def _place(self, progress: Progress) -> tuple[list[NDArray[np.int32]], Timed]:
+    def _place(self, progress: Progress) -> tuple[list[Ints], Timed]:
         """The node of each replica, by service."""
         each = np.zeros(len(self.mix.services))
-        nodes: list[NDArray[np.int32]] = []
-        asked = 0
+        asked = [(self._kind(service), self._own_terms[service.spread, service.per_node], service.count)
+                 for service in self.mix.services]  # fmt: skip
+        nodes: list[Ints] = []
         begun = time.process_time()
-        for number, service in enumerate(self.mix.services):
+        for number, (kind, terms, count) in enumerate(asked):
             start = time.perf_counter()
-            terms = self._own_terms[service.spread, service.per_node]
-            nodes.append(fill(self.cluster, self._kind(service), terms, service.count).astype(np.int32))
+            nodes.append(fill(self.cluster, kind, terms, count))
             each[number] = time.perf_counter() - start
-            asked += service.count
             if number % 5000 == 0:
-                progress(asked)
+                progress(number)
         cpu = time.process_time() - begun
-        return nodes, Timed(cpu, each, asked, sum(one.size for one in nodes))
+        return nodes, Timed(cpu, each, self.mix.replicas, sum(one.size for one in nodes))
 
     def lose(self, share: float, seed: int = 2) -> Timed:
         """Loses so many of the nodes, finds what ran there, and places it elsewhere: the complete new plan."""
@@ -82,7 +81,7 @@ class Placed:
         self.cluster.take([("cpu", MAX_AMOUNT)], lost.nonzero()[0])
         gone = lost[where]
         counts = np.bincount(services[gone], minlength=sizes.size)
-        staying = where[~gone].astype(np.int64)
+        staying = where[~gone]
         ends = (sizes - counts).cumsum().tolist()
         each, placed = [], 0
         for number in counts.nonzero()[0].tolist():
@@ -96,10 +95,10 @@ class Placed:
 
     def _terms_with(self, service: Service, staying: Ints) -> Terms:
         """What a service asks for that has replicas already."""
-        own = Staying(staying, self.mix.nodes)
-        there = np.bincount(self._zones.of[staying], minlength=ZONES)
-        tiers = [Tier(self._zones, there)] if service.spread else []
-        return Terms(own=own, max_per_node=service.per_node, tiers=tiers)
+        tiers = []
+        if service.spread:
+            tiers.append(Tier(self._zones, np.bincount(self._zones.of[staying], minlength=ZONES)))
+        return Terms(own=Staying(staying, self.mix.nodes), max_per_node=service.per_node, tiers=tiers)
 
 
 def azure(trace: AzureVMs, nodes: int, strategy: str, round_size: int) -> Timed:
