@@ -101,7 +101,8 @@ class Follower:
                 continue
             try:
                 deadline = None
-                deadline = loop.time() + (await self._follow(reader)).linger
+                goodbye = await self._follow(reader)
+                deadline = loop.time() + goodbye.linger
                 backoff.reset()
             except EOFError as error:
                 if not survive or self._closing:
