@@ -26,6 +26,8 @@ from mesh.scheduler.autoscale.windows import PANIC, STABLE, TREND, Figures, Flag
 _LIMITS: tuple[Limit, ...] = ("", "min", "max", "rate", "stabilisation", "tolerance", "schedule", "override",
                               "first window", "missing metrics", "not ready", "interval", "to zero")  # fmt: skip
 _BINDING = ("min", "max", "rate", "stabilisation", "schedule", "first window", "to zero")
+_ROUNDING = 1e-6
+"""Seconds by which a look may come early: times are sums of floats."""
 _CODE: dict[str, int] = {limit: code for code, limit in enumerate(_LIMITS)}
 
 
@@ -58,6 +60,7 @@ class Autoscaler:
         self._recommended: Integers = np.zeros(0, np.int64)
         self._wanted: Integers = np.zeros(0, np.int64)
         self._limit: Integers = np.zeros(0, np.int64)
+        self._asleep: Flags = np.zeros(0, np.bool_)
 
     # ── who is followed ──────────────────────────────────────────────────────────────────────
 
@@ -225,7 +228,7 @@ class Autoscaler:
         self._set(settled, asked.rated, "rate")
         self._set(settled, asked.paced, "stabilisation")
         low, high = board.current * (1 - board.tolerance_down), board.current * (1 + board.tolerance_up)
-        self._set(settled & (asked.need >= low) & (asked.need <= high), board.current, "tolerance")
+        self._set(settled & (low < high) & (asked.need >= low) & (asked.need <= high), board.current, "tolerance")
         for index in self._windowed:
             if board.known[index]:
                 count = self._order[index].steady(now, int(self._wanted[index]), int(board.current[index]))
@@ -239,13 +242,13 @@ class Autoscaler:
         """HPA's looks: at those services whose time has come, and what came of the others' last."""
         board = self._board
         inside = (board.low <= board.current) & (board.current <= board.high) & (board.current > 0)
-        for index in np.flatnonzero((board.next_look <= now) & board.known & inside):
+        for index in np.flatnonzero((board.next_look <= now + _ROUNDING) & board.known & inside):
             verdict = self._order[index].look(now)
             board.verdict[index], board.limit[index] = verdict.replicas, _CODE[verdict.limit]
             board.asked[index] = verdict.recommendation
             late = now - board.next_look[index]
             if math.isinf(late):  # the first look; the next ones are spread over the interval
-                late = index % self._interval
+                late = index % max(self._interval, 1.0)
             board.next_look[index] = now + self._interval - (late if late < self._interval else 0.0)
         looked = board.hpa & (board.verdict >= 0)
         self._recommended = np.where(board.hpa, np.where(looked, board.asked, board.current), self._recommended)
@@ -269,7 +272,7 @@ class Autoscaler:
 
         board.idle_since = np.where(board.busy, now, board.idle_since)
         idle = may_sleep & (now - board.idle_since >= board.zero_after)
-        asleep = (board.current == 0) & (may_sleep | (board.low == 0))
+        self._asleep = asleep = (board.current == 0) & (may_sleep | (board.low == 0))
         self._recommended = np.where(asleep, board.waking, np.where(idle, 0, self._recommended))
         self._limit = np.where(asleep | idle, 0, self._limit)
         self._wanted = np.where(asleep | idle, self._recommended, self._wanted)
@@ -299,7 +302,8 @@ class Autoscaler:
         service, board = self._order[index], self._board
         current, count = int(board.current[index]), int(self._wanted[index])
         limit = _LIMITS[int(self._limit[index])]
-        if board.held[index] < 0 and board.low[index] <= current <= board.high[index]:
+        may_be_here = board.low[index] <= current <= board.high[index] or self._asleep[index]
+        if board.held[index] < 0 and may_be_here:
             rated = service.within_rate(self._now, current, count)
             if count and not current:
                 rated = max(rated, 1)

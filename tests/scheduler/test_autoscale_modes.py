@@ -285,6 +285,13 @@ def test_a_burst_of_first_requests_is_one_decision(mode: str) -> None:
     assert [one.replicas for one in loop.decisions[made:]] == [10]
 
 
+def test_waking_goes_by_the_rates_as_well() -> None:
+    behavior = {"scaleUp": {"policies": [{"type": "Pods", "value": 3, "periodSeconds": 60}]}}
+    loop = Loop(target(behavior=behavior, to_zero_after=30), replicas=0)
+    assert loop.tick(200, waiting=200).limit == "rate"
+    assert loop.current == 3
+
+
 def test_traffic_keeps_it_awake_and_so_does_not_knowing() -> None:
     loop = Loop(target(to_zero_after=30), replicas=1)
     for second in range(100):

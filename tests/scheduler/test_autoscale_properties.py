@@ -102,7 +102,8 @@ def test_bounds_and_rates_hold_and_the_same_input_has_the_same_answer(
         assert decision.why
         assert "nan" not in decision.why.replace("nan is no number", "")
         before = decision.current
-        if least <= before <= scale.max and decision.replicas != before:
+        sleeping = before == 0 and least == 0
+        if (scale.min <= before <= scale.max or sleeping) and decision.replicas != before:
             now = decision.time
             if decision.replicas > before:
                 assert decision.replicas <= max(limits.most(before, now, changes), 1 if not before else 0)

@@ -110,6 +110,12 @@ def test_replicas_become_ready_after_their_start_where_the_series_does_not_say()
     assert counts(scale, series, replicas=3, start_up="20s")[-1] == 6
 
 
+def test_an_interval_of_its_own() -> None:
+    series = [{"time": 0.3 + second / 10, "load": 30 + 10 * second} for second in range(4)]
+    assert counts(SCALE, series, replicas=3, interval="0s") == [3, 4, 5, 6]
+    assert counts(SCALE, series, replicas=3, interval="200ms") == [3, 3, 5, 5]
+
+
 def test_replicas_may_be_told_one_by_one() -> None:
     replicas = {"a": {"metrics": {"cpu": "90%"}}, "b": {"metrics": {"cpu": 0.9}}, "c": {"state": "starting"}}
     scale = {"metrics": [{"cpu": "50%"}], "mode": "hpa"}
