@@ -294,7 +294,8 @@ class ServiceDecision(Decision):
         def retry_at(slot: Slot, release: Release) -> float:
             return backoff.retry_at(tried[release.hash].get(str(slot)), scene.now)
 
-        moves = settle(seats, Rules(self._goal, self._beside, manner, retry_at, vacated, scene.now))
+        waiting = {pending.slot for pending in self.given.plan.pending}
+        moves = settle(seats, Rules(self._goal, self._beside, manner, retry_at, vacated, waiting, scene.now))
         moved = {replica.slot: replica.assignment for seat in seats for replica in seat.live
                  if replica.assignment.target}  # fmt: skip
         for slot, (release, cause) in moves.fill.items():

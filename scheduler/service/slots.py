@@ -8,7 +8,7 @@ way for the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh.model import Release, Slot
@@ -36,6 +36,7 @@ class Rules:
     manner: Manner
     retry_at: Callable[[Slot, Release], float]  # for slots that failed on that release
     vacated_by: Mapping[Slot, str]  # why a slot has just become empty: `web-1-6f3a failed`
+    waiting: Collection[Slot]  # slots whose new replica found no place at the last look
     now: float
 
 
@@ -73,7 +74,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
         is_spare = available > len(seats) - may.unavailable or (not old.ready and may.unavailable > 0)
         if goes_away and manner.immovable:
             moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
-        elif surging < may.surge and not serves_nobody:
+        elif surging < may.surge and not serves_nobody and not (is_spare and not goes_away and _starves(seat, rules)):
             surging += 1
             _begin(seat, rules.goal[seat.slot], cause, rules, moves)
         elif serves_nobody or is_spare:
@@ -84,6 +85,11 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             else:
                 moves.wait[seat.slot] = f"waits until {old.id} has stopped"
     return moves
+
+
+def _starves(seat: Seat, rules: Rules) -> bool:
+    """No node has room for its new replica beside the old one."""
+    return seat.slot in rules.waiting and rules.retry_at(seat.slot, rules.goal[seat.slot]) <= rules.now
 
 
 def _why_away(old: Replica) -> str:

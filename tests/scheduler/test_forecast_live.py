@@ -116,3 +116,19 @@ def test_an_update_that_has_no_room_to_begin_is_told(
     sentences = list(no_room_to_begin(cluster, outcome))
     assert bool(sentences) is told
     assert all("n1: needs 600m cpu, 400m free" in one and "after 10m" in one for one in sentences)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_update_without_room_stops_an_old_one_first_where_that_is_allowed(count: int) -> None:
+    world = World(1)
+    world.nodes["n1"].capacity = Capacity(cpu=1000, memory=GI)
+    asked: dict[str, Any] = {"replicas": count, "resources": {"cpu": 0.6 if count == 1 else 0.3, "memory": "64Mi"}}
+    asked["update"] = {"min_healthy": "1s", "max_unavailable": 1}
+    world.apply(**asked)
+    world.settle()
+    ready = [count]
+    world.watch = lambda: ready.append(len(world.ready()))
+    world.apply(image="web:2", **asked)
+    world.settle(within=120)
+    assert {one.release for one in world.running()} == {2}
+    assert min(ready) == count - 1
