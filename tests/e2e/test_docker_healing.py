@@ -15,7 +15,10 @@ from tests.parts.images import tiny_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.consul, pytest.mark.root, pytest.mark.dig]
 
+TOLD = "/tmp/told"
 LIVES = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+UNTIL_TOLD = f"while [ ! -e {TOLD} ]; do sleep 0.1; done"
+UPDATE = {"min_healthy": "2s", "healthy_deadline": "4s", "progress_deadline": "5s"}
 
 
 @pytest.fixture(scope="module")
@@ -48,44 +51,52 @@ def service(engine: Any, name: str, script: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tell(engine: Any, id: str) -> None:
+    """A replica to do what its test is about; the one that follows it has not been told."""
+    [container] = engine.containers(filters={"label": f"mesh.id={id}"})
+    engine.exec_start(engine.exec_create(container["Id"], ["touch", TOLD])["Id"])
+
+
 def replaced(mesh: Split, name: str, before: str) -> bool:
     """Another runs in the same slot."""
     alive = [one for one in mesh.cluster.replicas(name) if one["state"] in ("running", "ready")]
     return [one["slot"] for one in alive] == [1] and alive[0]["id"] != before
 
 
-def test_a_service_whose_container_exits_with_0_is_to_run_all_the_same(mesh: Split, engine: Any) -> None:
-    mesh.cluster.apply(service(engine, "done", "sleep 1"))
-    [before] = mesh.cluster.wait_ready("done", 1)
-    eventually(lambda: replaced(mesh, "done", before), "a replacement")
+@pytest.fixture(scope="module")
+def before(mesh: Split, engine: Any) -> dict[str, str]:
+    """The first replica of each service, before it comes to its end: all at once, for each takes its time."""
+    alive = {"exec": ["test", "!", "-e", TOLD], "interval": "200ms", "fall": 2}
+    mesh.cluster.apply(
+        service(engine, "done", UNTIL_TOLD), service(engine, "greedy", f"{UNTIL_TOLD}; exec tail /dev/zero"),
+        service(engine, "dull", LIVES, health={"alive": alive}), service(engine, "sound", LIVES, update=UPDATE),
+    )  # fmt: skip
+    first = {name: mesh.cluster.wait_ready(name, 1)[0] for name in ("done", "greedy", "dull", "sound")}
+    mesh.cluster.apply(service(engine, "sound", "exit 3", update=UPDATE))
+    for name in ("done", "greedy", "dull"):
+        tell(engine, first[name])
+    return first
+
+
+def test_a_service_whose_container_exits_with_0_is_to_run_all_the_same(mesh: Split, before: dict[str, str]) -> None:
+    eventually(lambda: replaced(mesh, "done", before["done"]), "a replacement")
     assert "exited with code 0" in mesh.cluster.mesh("events", "done")
-    mesh.cluster.mesh("delete", "done", "--yes")
 
 
-def test_a_container_that_the_kernel_kills_for_its_memory(mesh: Split, engine: Any) -> None:
-    mesh.cluster.apply(service(engine, "greedy", "sleep 1; exec tail /dev/zero"))
-    [before] = mesh.cluster.wait_ready("greedy", 1)
-    eventually(lambda: replaced(mesh, "greedy", before), "a replacement")
+def test_a_container_that_the_kernel_kills_for_its_memory(mesh: Split, before: dict[str, str]) -> None:
+    eventually(lambda: replaced(mesh, "greedy", before["greedy"]), "a replacement")
     assert "memory" in mesh.cluster.mesh("events", "greedy")
-    mesh.cluster.mesh("delete", "greedy", "--yes")
 
 
-def test_a_replica_that_fails_its_liveness_probe(mesh: Split, engine: Any) -> None:
-    alive = {"exec": ["test", "!", "-e", "/tmp/dead"], "interval": "200ms", "fall": 2}
-    mesh.cluster.apply(service(engine, "dull", LIVES, health={"alive": alive}))
-    [before] = mesh.cluster.wait_ready("dull", 1)
-    [container] = engine.containers(filters={"label": f"mesh.id={before}"})
-    engine.exec_start(engine.exec_create(container["Id"], ["touch", "/tmp/dead"])["Id"])
-    eventually(lambda: replaced(mesh, "dull", before), "a replacement")
+def test_a_replica_that_fails_its_liveness_probe(mesh: Split, before: dict[str, str]) -> None:
+    eventually(lambda: replaced(mesh, "dull", before["dull"]), "a replacement")
 
 
-def test_a_release_that_only_crashes_is_taken_back_and_does_not_eat_the_cluster(mesh: Split, engine: Any) -> None:
+def test_a_release_that_only_crashes_is_taken_back_and_does_not_eat_the_cluster(
+    mesh: Split, engine: Any, before: dict[str, str]
+) -> None:
     """It starts beside what serves, a few times at most, and what serves is never touched."""
-    update = {"min_healthy": "2s", "healthy_deadline": "4s", "progress_deadline": "5s"}
-    mesh.cluster.apply(service(engine, "sound", LIVES, update=update))
-    before = mesh.cluster.wait_ready("sound", 1)
-    mesh.cluster.apply(service(engine, "sound", "exit 3", update=update))
     eventually(lambda: "release 3 is in force" in mesh.cluster.mesh("events", "sound"), "a rollback", 60)
-    assert mesh.cluster.wait_ready("sound", 1) == before
+    assert mesh.cluster.wait_ready("sound", 1) == [before["sound"]]
     made = engine.containers(all=True, filters={"label": "mesh.service=sound"})
     assert len(made) < 10
