@@ -219,10 +219,13 @@ async def _engine_answer(settings: AgentSettings) -> Mapping[str, Any] | str:
 
     if settings.runtime == "process":
         return "not asked"
+    engine = Engine(settings.docker_host)
     try:
-        answer: Mapping[str, Any] = await Engine(settings.docker_host).call(lambda api: api.version(), timeout=5.0)
+        answer: Mapping[str, Any] = await engine.call(lambda api: api.version(), timeout=5.0)
     except RuntimeFault as fault:
         return str(fault)
+    finally:
+        engine.close()
     return answer
 
 

@@ -167,7 +167,9 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 
 
 def _root(fault: BaseException) -> BaseException:
-    while cause := fault.__cause__ or fault.__context__ or _wrapped(fault):
+    seen = {fault}
+    while (cause := fault.__cause__ or fault.__context__ or _wrapped(fault)) and cause not in seen:
+        seen.add(cause)
         fault = cause
     return fault
 
