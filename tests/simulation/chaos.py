@@ -15,6 +15,7 @@ PAUSES = (0.0, 0.02, 0.3, 1.0, 3.0, 8.0, 20.0)
 DURATIONS = (0.1, 1.0, 4.0, 12.0, 35.0)
 SLEEPS = (4.0, 25.0, 35.0, 45.0)
 """Of a scheduler: rather longer than its session lives."""
+ISOLATIONS = (35.0, 60.0)
 STEPS = 400
 """The most steps of a process before an ambush strikes it: all of an agent's start, and some more."""
 
@@ -25,6 +26,7 @@ class Chaos:
     def __init__(self, cluster: Cluster, seed: int, extras: frozenset[str]) -> None:
         self._cluster = cluster
         self._random = random.Random(f"chaos {seed}")
+        self._extras = extras
         self.operators = Operators(cluster, self._random, extras)
         self._cures: dict[tuple[str, str], Callable[[], None]] = {}
 
@@ -70,6 +72,7 @@ class Chaos:
             (3, self._break_scheduler_link),
             (2, self._store_down),
             (2, self._end_session),
+            *([(6, self._isolate_singleton)] if "singletons" in self._extras else []),
         ]
 
     def _fault(
@@ -186,6 +189,14 @@ class Chaos:
             one.link.heal()
 
         self._fault(one.name, what, begin, end)
+
+    def _isolate_singleton(self) -> None:
+        """For longer than its node's session lives, so that it is replaced."""
+        for host in self._cluster.hosts.values():
+            if any(id.startswith("sole-") for id in host.engine.running()):
+                self._fault(host.name, CUT_OFF, lambda link=host.link: setattr(link, "cut", True),  # type: ignore[misc]
+                            host.link.heal, ISOLATIONS)  # fmt: skip
+                return
 
     def _break_scheduler_link(self) -> None:
         seat = self._scheduler()

@@ -15,6 +15,7 @@ import pytest
 from mesh.agent import needs
 from mesh.agent.events import Action, Moment, Signal
 from mesh.agent.replica import Replica
+from mesh.agent.state import AgentState
 from mesh.scheduler.classify import Seat
 from mesh.scheduler.service import decide as service
 from mesh.scheduler.service import rollout, slots
@@ -22,7 +23,7 @@ from mesh.scheduler.service.slots import Moves, Rules
 from mesh.spec.service import Update
 from mesh.store import Op, lease
 from tests.simulation.clock import Process, Stuck, VirtualLoop, virtual_time
-from tests.simulation.run import Run
+from tests.simulation.run import Run, Schedule
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 200
@@ -71,10 +72,12 @@ def test_many_nodes() -> None:
 # ── planted mistakes ─────────────────────────────────────────────────────────────────────────
 
 
-def found_within(seeds: int) -> list[str]:
-    """The rules that the first violation in so many seeds breaks."""
+def found_within(seeds: int, extra: str = "") -> list[str]:
+    """The rules that the first violation in so many seeds breaks: in plain runs, or in those that have this extra."""
     for seed in range(1, seeds + 1):
-        if found := Run(seed)().violations:
+        if extra and extra not in Schedule.of(seed).extras:
+            continue
+        if found := Run(seed, plain=not extra)().violations:
             return sorted({violation.rule for violation in found})
     return []
 
@@ -117,6 +120,12 @@ def test_a_forgotten_slot_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(service, "settle", forgetful)
     assert "a" in found_within(SEEDS)
+
+
+@pytest.mark.timeout(400)
+def test_a_singleton_that_goes_on_where_it_is_cut_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AgentState, "_end_singletons", lambda state: None)
+    assert "k" in found_within(SEEDS, "singletons")
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────
