@@ -107,13 +107,13 @@ class ConsulStore:
     # ── keys ─────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, key: str, *, stale: bool = False) -> Entry | None:
-        _, row = await self._consul.kv.get(_checked(key), consistency="stale" if stale else None)
+        _, row = await self._consul.kv.get(_checked(key), consistency="stale" if stale else "consistent")
         if row is None:
             return None
         return Entry(key, row["Value"] or b"", row["ModifyIndex"], row["CreateIndex"], row.get("Session") or None)
 
     async def list(self, prefix: str, *, stale: bool = False) -> Listing:
-        params = [("recurse", ""), *_stale(stale)]
+        params = [("recurse", ""), *_consistency(stale)]
         return await self._visible(prefix, await self._http.ask("GET", f"/v1/kv/{prefix}", params))
 
     async def put(self, key: str, value: bytes, *, cas: int | None = None) -> bool:
@@ -153,19 +153,19 @@ class ConsulStore:
 
     async def marks(self, prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
         """The index of the prefix, and its keys without their values."""
-        answer = await self._http.ask("GET", f"/v1/kv/{prefix}", [("recurse", ""), *_stale(stale)])
+        answer = await self._http.ask("GET", f"/v1/kv/{prefix}", [("recurse", ""), *_consistency(stale)])
         rows = self._http.read(_decode_marks, answer) if answer.status == 200 else []
         return self._index(answer), {row.key: row for row in rows}
 
     async def read(self, key: str, *, stale: bool = False) -> Entry | None:
         """Like `get`, in one go."""
-        answer = await self._http.ask("GET", f"/v1/kv/{_checked(key)}", _stale(stale))
+        answer = await self._http.ask("GET", f"/v1/kv/{_checked(key)}", _consistency(stale))
         return self._listed(answer).entries.get(key)
 
     async def newer(self, prefix: str, beyond: int, *, stale: bool) -> Listing:
         """What is under a prefix, or one key, when it is newer than that (or after a while)."""
         recurse = [("recurse", "")] if prefix.endswith("/") else []
-        params = [*recurse, *_stale(stale), *_waiting(beyond)]
+        params = [*recurse, *_consistency(stale), *_waiting(beyond)]
         return await self._visible(prefix, await self._http.watch(f"/v1/kv/{prefix}", params))
 
     async def _visible(self, prefix: str, answer: Answer) -> Listing:
@@ -173,7 +173,7 @@ class ConsulStore:
         so one is, before it is believed that there is nothing."""
         listing = self._listed(answer)
         if not listing.entries and prefix.endswith("/"):
-            await self.read(f"{prefix}-")
+            await self.read(f"{prefix}-", stale=True)
         return listing
 
     def _index(self, answer: Answer) -> int:
@@ -271,8 +271,9 @@ class _Whole:
         return listing
 
 
-def _stale(allowed: bool) -> list[tuple[str, Any]]:
-    return [("stale", "")] if allowed else []
+def _consistency(stale: bool) -> list[tuple[str, Any]]:
+    """Consul's default mode is neither: a leader that was just elected answers before it has applied its log."""
+    return [("stale" if stale else "consistent", "")]
 
 
 def _waiting(beyond: int) -> list[tuple[str, Any]]:

@@ -240,6 +240,26 @@ async def test_a_hanging_store_is_unavailable(tmp_path: Path, monkeypatch: pytes
             consul.resume()
 
 
+async def test_what_is_older_than_what_was_seen_is_asked_of_a_leader_that_has_applied_its_log() -> None:
+    """After all servers were restarted each of them, the new leader too, may answer from the beginning of its log."""
+    asked: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split()[1].decode())
+        index = 9 if "consistent" in asked[-1] else 5
+        row = b'[{"Key":"t/a","Value":"MQ==","ModifyIndex":1,"CreateIndex":1}]'
+        head = f"HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\nContent-Length: {len(row)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + row)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, connected(StoreSettings(address=f"127.0.0.1:{port}")) as store:
+        change = await anext(aiter(store.watch("t/", seen=8)))
+    assert change.index == 9
+    assert asked == ["/v1/kv/t/?recurse=&stale=", "/v1/kv/t/?recurse=&consistent="]
+
+
 async def test_a_question_that_gets_no_answer_is_asked_again_and_a_new_session_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
