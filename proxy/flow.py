@@ -16,6 +16,9 @@ from mesh.proxy.splice import Pipe, Pipes
 BULK = 16 * 1024
 """Bytes in one read from which splicing is worth its calls."""
 
+READS = 16
+"""In a row, before others get their turn."""
+
 _BUFFER = bytearray(64 * 1024)
 _VIEW = memoryview(_BUFFER)  # shared by all flows: what a sink does not take is copied
 _NOTHING, _BROKEN = -1, -2  # beside numbers of bytes; 0 is the end
@@ -73,7 +76,21 @@ class Flow:
         self._give_pipe_back()
 
     def _read(self) -> None:
-        """The source has something, or has ended."""
+        """The source has something, or has ended.
+
+        All of it is read: where a reset waits behind the last bytes, uvloop tells of both at once, and never again.
+        """
+        for _ in range(READS):
+            if not self._move():
+                return
+        self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not (self.done or self._waiting):
+            self._read()
+
+    def _move(self) -> bool:
+        """One read, and what the sink takes of it; True if there may be more to read now."""
         pipe = self._pipes.take() if self._bulk else None
         if pipe is None:
             count = self._receive()
@@ -81,11 +98,12 @@ class Flow:
         else:
             count = self._fill(pipe)
             self._pipe = pipe
-        self._bulk = count >= BULK
         if count > 0:
+            self._bulk = count >= BULK
             self._session.moved(self, count)
             self._write()
-        elif count == _NOTHING:
+            return not (self.done or self._waiting)
+        if count == _NOTHING:
             self._give_pipe_back()
         elif count == _BROKEN:
             self.stop()
@@ -93,6 +111,7 @@ class Flow:
         else:
             self.stop()
             self._session.ended(self)
+        return False
 
     def _receive(self) -> int:
         try:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.proxy import context
+from mesh.proxy.flow import Flow
 from mesh.proxy.splice import Pipes
 from tests.parts.consul import free_port
 from tests.proxy_server.wire import Mesh, Peer, Upstream, endpoint, soon, until
@@ -182,6 +184,48 @@ async def test_an_endpoint_killed_mid_stream_resets_the_client(tcp: Mesh) -> Non
     server.reset()
     assert await client.was_reset()
     await until(lambda: tcp.count("connections") == 0, "the session's end")
+
+
+class Ends:
+    """A session that only hears how its flow ended."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.how: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def moved(self, flow: Flow, count: int) -> None:
+        self.count += count
+
+    def ended(self, flow: Flow) -> None:
+        self.how.set_result("ended")
+
+    def broken(self, flow: Flow) -> None:
+        self.how.set_result("broken")
+
+    def unwanted(self, flow: Flow) -> None:
+        self.how.set_result("unwanted")
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000])
+@pytest.mark.parametrize("spliced", [False, True])
+async def test_a_reset_that_waits_behind_bytes_is_found_with_them(size: int, spliced: bool) -> None:
+    """The loop tells of both with one event, and then no more."""
+    sink, client = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, sink, client:
+        endpoint = socket.create_connection(listener.getsockname())
+        source, _ = listener.accept()
+        sink.setblocking(False)
+        source.setblocking(False)
+        endpoint.sendall(bytes(size))
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        endpoint.close()
+        session = Ends()
+        flow = Flow(session, source, sink, Pipes())
+        flow._bulk = spliced
+        flow.start()
+        assert await soon(session.how) == "broken"
+        assert session.count == size
+        source.close()
 
 
 def descriptors() -> int:
