@@ -20,7 +20,8 @@ def next_actions(replica: Replica, now: Moment) -> Iterator[Action]:
     if replica.busy or now.ticks < replica.retry or replica.in_the_dark:
         return
     replica.retry = 0.0
-    if not replica.state.ended and (not replica.wanted or replica.doomed):
+    leaves = not replica.wanted or replica.doomed or replica.state is ReplicaState.DRAINING  # there is no way back
+    if not replica.state.ended and leaves:
         action = _retire(replica, now)
     elif not replica.state.ended:
         action = _begin(replica, now)

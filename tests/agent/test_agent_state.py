@@ -126,6 +126,17 @@ def test_a_replica_lives_its_whole_life(machine: Machine) -> None:
     assert machine.state.reports() == []
 
 
+def test_who_drains_goes_on_to_its_end_though_it_is_wanted_again(machine: Machine) -> None:
+    """States go forward: only a successor can take its place."""
+    machine.running()
+    machine.handle(plan(assignment(want=Want.STOP)))
+    assert machine.handle(plan(assignment())) == []
+    assert machine.handle(Withdrawn(ID)) == []
+    assert machine.wait(5.1) == [Signal(ID, "SIGINT", 7.0)]
+    machine.handle(Signalled(ID))
+    assert machine.report().state.ended
+
+
 def test_nothing_begins_before_the_first_listing(machine: Machine) -> None:
     assert machine.handle(plan(assignment())) == []
     assert kinds(machine.seen()) == ["Prepare"]
