@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,11 +27,13 @@ from mesh.autoscaling.troubles import Troubles
 from mesh.autoscaling.waiting import Waiting
 from mesh.model import ScaleChange, ScaleState
 from mesh.scheduler.autoscale import model
-from mesh.scheduler.autoscale.autoscaler import Autoscaler
 from mesh.scheduler.classify import Replica
 from mesh.scheduler.count import Count, count_of
 from mesh.scheduler.plan import Outcome
 from mesh.view import View
+
+if TYPE_CHECKING:
+    from mesh.scheduler.autoscale.autoscaler import Autoscaler
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class Autoscaling:
         self._clock = clock
         self._changed: Callable[[], None] = lambda: None
         self._counters = counters
-        self._core = Autoscaler(clock())
+        self._began = clock()
         self._agents = Agents()
         self._demand = Demand()
         self._prometheus = Prometheus()
@@ -79,13 +83,21 @@ class Autoscaling:
         self._held: Counter[str] = Counter()
         self._troubles: dict[str, Troubles] = {}
 
+    @cached_property
+    def _core(self) -> Autoscaler:
+        """Made when the first service follows its load: it brings numpy, which most clusters can spare till then."""
+        from mesh.scheduler.autoscale.autoscaler import Autoscaler
+
+        return Autoscaler(self._began)
+
     # ── the scheduler's side ─────────────────────────────────────────────────────────────────
 
     def overlaid(self, view: View) -> View:
         """The picture with what was decided since; the services that follow their load are taken from it."""
         if not self._restored:
             self._restored = True
-            self._core.restore(_memories(view))
+            if memories := [*_memories(view)]:
+                self._core.restore(memories)
         self._follow(view)
         self._decided = {name: state for name, state in self._decided.items()
                          if name in self._targets and view.scaled.get(name) != state}  # fmt: skip
