@@ -32,7 +32,7 @@ class Fault:
 
     `out`: others send nothing there any more; `moves`: what it ran runs elsewhere, and once when it is back (else no
     container has changed after `lasts` seconds); `says`: in `mesh nodes` meanwhile; `alone`: who is on the host itself
-    cannot be served.
+    cannot be served; `confirmed`: replacement is frozen until an operator says that the hosts are lost.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Fault:
     out: bool = False
     moves: bool = False
     alone: bool = False
+    confirmed: bool = False
     says: str = ""
     lasts: float = 0.0
     setting: Callable[[Operator], AbstractContextManager[None]] = as_shipped
@@ -66,8 +67,8 @@ class Outcome:
         return max((failure.began for failure in self.failures), default=0.0)
 
 
-def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
-    """One fault under load, from its beginning until everything is well again.
+def suffer(operator: Operator, fault: Fault, lasts: float, meanwhile: Callable[[], None] = lambda: None) -> Outcome:
+    """One fault under load, from its beginning until everything is well again. `meanwhile` is done before it ends.
 
     Raises:
         AssertionError: if what is promised for it does not come true.
@@ -95,6 +96,9 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
                     out = time.monotonic() - began
                 for strike in strikes:
                     strike.result()
+            if fault.confirmed:
+                eventually("replacement is frozen", operator.frozen)
+                operator.mesh(others[0], "confirm-loss", "--yes")
             if fault.moves:
                 eventually("all runs elsewhere", lambda: len(operator.ready(others)) == operator.count,
                            120, pause=0.02)  # fmt: skip
@@ -103,6 +107,7 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
                 eventually(
                     f"mesh nodes says {fault.says!r}", lambda: fault.says in operator.mesh(others[0], "nodes", "--json")
                 )
+            meanwhile()
             time.sleep(max(0.0, began + lasts - time.monotonic()))
             healed = time.monotonic()
             for victim in victims:
@@ -116,7 +121,7 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
             eventually("load after it", traffic.more(100))
         after = operator.running(operator.names())
         if not fault.moves:
-            assert after == before
+            assert after == before, f"containers have changed: {before} became {after}"
         assert sorted(after) == operator.ready(operator.names())
         return Outcome(
             out, moved, back, traffic.total, [replace(one, began=one.began - began) for one in traffic.failures]
@@ -129,6 +134,11 @@ def suffer(operator: Operator, fault: Fault, lasts: float) -> Outcome:
 def a_worker(operator: Operator) -> Sequence[str]:
     """A host without a Consul server, or a scheduler."""
     return [operator.lab.hosts[-1].name]
+
+
+def most_hosts(operator: Operator) -> Sequence[str]:
+    """Of five; two of three Consul servers are left."""
+    return operator.names()[2:]
 
 
 def consul_leader(operator: Operator) -> Sequence[str]:
@@ -196,14 +206,18 @@ def hang(part: str) -> Callable[[Lab, str], None]:
 DEAD = "does not answer"
 SWARM_LOSS = "5–8 s in DNS; replicas 16–22 s as shipped, 3.2–3.7 s tuned"
 
+CABLE_CUT = Fault("cable cut", cut_from(), a_worker, out=True, moves=True, alone=True, says=DEAD, swarm=SWARM_LOSS)
+
 FAULTS = (
-    Fault("cable cut", cut_from(), a_worker, out=True, moves=True, alone=True, says=DEAD, swarm=SWARM_LOSS),
+    CABLE_CUT,
     Fault("power cut", Lab.kill, a_worker, out=True, moves=True, alone=True, says=DEAD, brief=None,
           swarm="5.9 s in DNS; replicas 15.9 s as shipped"),
     Fault("power cut, `failure_detection: fast`", Lab.kill, a_worker, out=True, moves=True, alone=True, says=DEAD,
           setting=fast, brief=None),
     Fault("power cut of the host of the leading scheduler and of Consul's leader", Lab.kill, consul_leader, out=True,
-          moves=True, alone=True, says=DEAD, setting=both_leaders_on_one_host, swarm="46 s"),
+          moves=True, alone=True, says=DEAD, setting=both_leaders_on_one_host, swarm="46 s", brief=None),
+    Fault("power cut of three hosts of five, and `mesh confirm-loss`", Lab.kill, most_hosts, out=True, moves=True,
+          alone=True, confirmed=True, says=DEAD, brief=None),
     Fault("a host hears nothing (one-way)", cut_from("deaf"), a_worker, out=True, moves=True, alone=True,
           says="one-way fault", brief=None),
     Fault("nobody hears a host (one-way)", cut_from("mute"), a_worker, out=True, moves=True, alone=True, says=DEAD,
@@ -215,12 +229,12 @@ FAULTS = (
           says="many probes of it are lost", brief=None),
     Fault("cut off from Consul", cut_from("consul"), a_worker, lasts=40.0, says="cut off from the store", brief=None),
     Fault("engine hung, containers alive", hang("dockerd"), a_worker, lasts=30.0, says="the Docker engine at",
-          brief=3.0),
+          brief=None),
     Fault("engine killed and started again", lambda lab, host: lab.host(host).stop("dockerd", signal.SIGKILL),
           a_worker, lasts=3.0, brief=1.0),
     Fault("agent killed for 10 s", lambda lab, host: lab.host(host).stop("agent", signal.SIGKILL), a_worker,
           says="runs no agent", lasts=10.0, brief=0.0),
-    Fault("agent stopped (SIGSTOP) until its session is over", hang("agent"), a_worker, lasts=30.0,
+    Fault("agent stopped (SIGSTOP) until its session is over", hang("agent"), a_worker, out=True, lasts=30.0,
           says="answers nothing", brief=None),
     Fault("leading scheduler stopped (SIGSTOP) until another leads", hang("scheduler"), leading_scheduler, lasts=30.0,
           brief=None),

@@ -8,6 +8,7 @@ Five hosts, three of them Consul servers, ten replicas, 200 requests a second. A
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -122,26 +123,29 @@ def event_rows(samples: Sequence[Sample]) -> list[str]:
 
 def fault_rows(samples: Sequence[Sample]) -> list[str]:
     rows = [
-        "| fault | out of traffic | all running elsewhere | requests that failed | Swarm |",
-        "|---|---|---|---|---|",
+        "| fault | samples | out of traffic | all running elsewhere | requests that failed | Swarm |",
+        "|---|---|---|---|---|---|",
     ]
     for fault in FAULTS:
         if of_it := [sample for sample in samples if sample.name == fault.name]:
-            outs, moves = _seconds(one.out for one in of_it), _seconds(one.moved for one in of_it)
-            rows.append(f"| {_named_with_length(fault)} | {outs or 'stays in traffic'} | {moves or 'nothing moved'} | "
-                        f"{_failed(of_it)} | {fault.swarm} |")  # fmt: skip
+            outs = _seconds(one.out for one in of_it) or "stays in traffic"
+            moves = _seconds(one.moved for one in of_it) or "nothing moved"
+            cells = [_named_with_length(fault), str(len(of_it)), outs, moves, _failed(of_it), fault.swarm]
+            rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def _named_with_length(fault: Fault) -> str:
-    has_length = fault.lasts > 0 and " s" not in fault.name
+    has_length = fault.lasts > 0 and not re.search(r"\d s", fault.name)
     return f"{fault.name}, for {fault.lasts:g} s" if has_length else fault.name
 
 
 def _seconds(times: Iterable[float | None]) -> str:
-    """`0.8 (1.1) s`: the median, and the worst."""
+    """`0.8 (1.1) s`: the median, and the worst of several."""
     known = [time for time in times if time is not None]
-    return f"{statistics.median(known):.1f} ({max(known):.1f}) s" if known else ""
+    if len(known) > 1:
+        return f"{statistics.median(known):.1f} ({max(known):.1f}) s"
+    return f"{known[0]:.1f} s" if known else ""
 
 
 def _failed(samples: Sequence[Sample]) -> str:

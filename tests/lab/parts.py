@@ -104,8 +104,8 @@ def start_scheduler(host: Host) -> None:
 def start_agent(host: Host, *options: str) -> None:
     _mesh(host, "agent", "--node", host.name, "--address", host.address, "--state", str(host.folder / "state"),
           "--docker-host", engine(host), "--admin-listen", f"{host.address}:7070",
-          "--label", f"zone=z{int(host.name[1:]) % 2 + 1}", "--dns-listen", f"{host.address}:53",
-          "--dns-listen", "127.0.0.1:53", *options)  # fmt: skip
+          "--label", f"zone=z{int(host.name[1:]) % 2 + 1}", "--label", f"host={host.name}",
+          "--dns-listen", f"{host.address}:53", "--dns-listen", "127.0.0.1:53", *options)  # fmt: skip
 
 
 def _mesh(host: Host, command: str, *options: str) -> None:

@@ -75,7 +75,7 @@ class Recorder:
         eventually("running equals desired", lambda: not self.differences())
         with self._lock:
             self.oracle.check_fixpoint()
-            assert [str(one) for one in self.oracle.violations] == []
+            assert not self.oracle.violations, "; ".join(map(str, self.oracle.violations))
 
     # ── the store
 
