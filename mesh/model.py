@@ -358,6 +358,7 @@ class RolloutCommand(Document, frozen=True, kw_only=True):
     action: Literal["pause", "resume", "promote", "abort", "undo"]
     release: Annotated[int, msgspec.Meta(ge=0)] = 0  # it is meant for this one, the newest (0: whichever is)
     to: Annotated[int, msgspec.Meta(ge=0)] = 0  # undo: the release that is to come back (0: the last good one)
+    at: float = 0.0  # when it was said: to the store, the same words again are no write
 
 
 class NodeSettings(Document, frozen=True, kw_only=True):

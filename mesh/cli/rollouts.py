@@ -112,7 +112,7 @@ async def tell(
     if plan.kind not in ("service", "global"):
         raise Invalid(f"{service}: only kinds service and global are rolled out, it is of kind {plan.kind}")
     newest = plan.releases[-1].number if plan.releases else 0
-    wish = RolloutCommand(action=action, release=newest, to=to)
+    wish = RolloutCommand(action=action, release=newest, to=to, at=time.time())
     if why := why_not(plan, wish):
         raise Failed(f"{service}: {why}")
     result = await mesh.store.txn([Op("set", mesh.keys.rollout(service), encode_document(wish))])

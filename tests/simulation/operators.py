@@ -215,7 +215,7 @@ class Operators:
 
     def _order(self, service: str, action: str) -> None:
         self._cluster.say(f"orders {action} of {service}")
-        self._cluster.write(KEYS.rollout(service), {"action": action})
+        self._cluster.write(KEYS.rollout(service), {"action": action, "at": self._cluster.loop.time()})
 
     def _change_load(self) -> None:
         load = self._random.choice(LOADS)
