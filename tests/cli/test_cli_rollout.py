@@ -28,6 +28,13 @@ def release(number: int, image: str, **fields: Any) -> Release:
     return Release(number=number, hash=spec.digest(), spec=spec.canonical(), cause=f"spec@{number}", **fields)
 
 
+def ordered(kv: Kv) -> Any:
+    """What was written last, without the moment."""
+    command = kv.get(kv.keys.rollout("web"))
+    assert command.pop("at") > 0
+    return command
+
+
 def written(kv: Kv, state: RolloutState = RolloutState.CANARY, **fields: Any) -> ServicePlan:
     """Two releases; of the second a canary runs beside the two old replicas."""
     rollout = Rollout(state=state, release=2, **fields)
@@ -59,7 +66,7 @@ def test_promote_asks_for_the_newest_release(mesh: Mesh, kv: Kv, command: tuple[
     written(kv, healthy=1)
     result = mesh(*command, "web", "--json")
     assert (result.code, result.json) == (0, {"service": "web", "action": "promote", "release": 2})
-    assert kv.get(kv.keys.rollout("web")) == {"action": "promote", "release": 2}
+    assert ordered(kv) == {"action": "promote", "release": 2}
     assert "no scheduler leads" in result.err
 
 
@@ -88,13 +95,13 @@ def test_what_makes_no_sense_is_refused_and_writes_nothing(
 def test_undo_names_the_release(mesh: Mesh, kv: Kv) -> None:
     written(kv, RolloutState.IDLE)
     assert mesh("rollout", "undo", "web", "--to", 1).code == 0
-    assert kv.get(kv.keys.rollout("web")) == {"action": "undo", "release": 2, "to": 1}
+    assert ordered(kv) == {"action": "undo", "release": 2, "to": 1}
 
 
 def test_undo_is_of_the_last_good_release_unless_another_is_named(mesh: Mesh, kv: Kv) -> None:
     written(kv, RolloutState.IDLE)
     assert mesh("rollout", "undo", "web").code == 0
-    assert kv.get(kv.keys.rollout("web")) == {"action": "undo", "release": 2}
+    assert ordered(kv) == {"action": "undo", "release": 2}
 
 
 def test_jobs_have_no_rollouts(mesh: Mesh, kv: Kv) -> None:
