@@ -349,6 +349,7 @@ class _Round:
     def _stale_nodes(self) -> set[str]:
         """Nodes whose plans may change."""
         stale = {node for node, tenancy in self._tenancies.items() if self._before.tenancies.get(node) is not tenancy}
+        stale.update(eviction.node for eviction in self.allotment.evictions.values())
         for name, decision in self._decisions.items():
             if name not in self._settled:
                 stale.update(decision.kept, decision.records, self._musters.get(name, NO_MUSTER))

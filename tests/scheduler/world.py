@@ -96,6 +96,7 @@ class World:
         self.behave: dict[str, Behaviour] = {}
         self.cluster = ClusterPlan()
         self.index = 10
+        self._seen: dict[str, NodeView] = {}
         self.reconciles = 0
         self.last = Outcome()
         self.watch: Callable[[], None] | None = None
@@ -269,11 +270,7 @@ class World:
         return outcome
 
     def view(self) -> View:
-        nodes = {
-            node.name: NodeView(self._document(node), node.held, self.index)
-            for node in self.nodes.values()
-            if not node.forgotten
-        }
+        self._seen = {node.name: self._sight(node) for node in self.nodes.values() if not node.forgotten}
         return View(
             index=self.index,
             config=self.config,
@@ -285,9 +282,15 @@ class World:
             settings=dict(self.settings),
             plans=dict(self.plans),
             node_plans=dict(self.node_plans),
-            nodes=nodes,
+            nodes=dict(self._seen),
             cluster=self.cluster,
         )
+
+    def _sight(self, node: FakeNode) -> NodeView:
+        """The same object as before where nothing changed, as a reader of the store has it."""
+        before, report = self._seen.get(node.name), self._document(node)
+        same = before is not None and (before.report, before.held) == (report, node.held)
+        return before if before is not None and same else NodeView(report, node.held, self.index)
 
     def _document(self, node: FakeNode) -> NodeReport:
         return NodeReport(
