@@ -34,6 +34,7 @@ from mesh.model import (
     Want,
     may_follow,
 )
+from mesh.scheduler.decision import PREEMPTED
 from mesh.scheduler.reconcile import reconcile
 from mesh.spec.service import ServiceSpec, trusted_spec
 from mesh.store import Entry
@@ -221,7 +222,10 @@ class Oracle:
         ready = [one for report in self.reports.values() for one in report.replicas
                  if one.state is ReplicaState.READY and one.id in self.running and one.id in planned]  # fmt: skip
         evicted = {id for plan in self.plans.values() for claim in plan.claims for id in claim.evicts}
-        preempted = {one.service for one in ready if one.id in evicted}
+        preempted = {one.service for plan in self.node_plans.values() for one in plan.replicas
+                     if one.id in evicted or one.cause.startswith(PREEMPTED)}  # fmt: skip
+        preempted |= {name for name, plan in self.plans.items()
+                      if any(one.cause.startswith(PREEMPTED) for one in plan.pending)}  # fmt: skip
         available = Counter(one.service for one in ready)
         filled = Counter(service for service, _ in {
             (one.service, one.slot) for one in ready
