@@ -40,8 +40,9 @@ def count_of(spec: ServiceSpec | None, by_hand: int | None, scaled: ScaleState |
         return Count(spec.replicas)
     if decided is None:
         return Count(min(max(spec.replicas, spec.scale.min), spec.scale.max))
-    replicas = bounded(decided, spec.scale)
-    return Count(replicas, AUTOSCALER, why, asleep=not replicas)
+    replicas, scale = bounded(decided, spec.scale), spec.scale
+    may_sleep = scale.to_zero_after > 0 or scale.min == 0  # else a schedule has closed it: nobody is to wait
+    return Count(replicas, AUTOSCALER, why, asleep=may_sleep and not replicas)
 
 
 def bounded(replicas: int, scale: Scale) -> int:

@@ -126,7 +126,7 @@ class ScaleSchedule(Part):
     min: Replicas
     """`min` from then on."""
     max: Replicas
-    """`max` from then on; 0: none at all."""
+    """`max` from then on; 0: none at all, and who asks is told so (503)."""
     zone: Zone = "UTC"
     """Time zone of the fields."""
 

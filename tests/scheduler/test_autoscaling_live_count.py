@@ -138,6 +138,16 @@ def test_bounds_are_the_widest_of_all_schedules() -> None:
     assert [bounded(count, scale) for count in (0, 1, 7, 12)] == [1, 1, 7, 9]
 
 
+@pytest.mark.parametrize(
+    ("fields", "asleep"), [({"min": 1}, False), ({"min": 0}, True), ({"min": 1, "to_zero_after": "5m"}, True)]
+)
+def test_who_may_not_sleep_is_closed_at_zero(fields: dict[str, Any], asleep: bool) -> None:
+    closed = {"cron": "0 20 * * *", "min": 0, "max": 0}
+    spec = parse_spec({"name": "web", "image": "web", "ports": {"http": {"port": 80, "protocol": "http"}},
+                       "scale": {**fields, "max": 4, "schedules": [closed]}})  # fmt: skip
+    assert count_of(spec, None, ScaleState(replicas=0), 3)[::3] == (0, asleep)
+
+
 def test_a_first_count_is_the_specs_within_bounds() -> None:
     spec = parse_spec({"name": "web", "image": "web", "replicas": 9, "scale": SCALE})
     assert count_of(spec, None, None, 0).replicas == 5
