@@ -135,5 +135,5 @@ def _service(plan: ServicePlan, endpoints: list[Endpoint]) -> TableService:
         asleep=plan.asleep,
         ports={name: msgspec.convert(port, TablePort, from_attributes=True) for name, port in plan.ports.items()},
         traffic=plan.traffic,
-        endpoints=sorted(endpoints, key=lambda endpoint: (str(endpoint.slot).zfill(8), endpoint.id)),
+        endpoints=sorted(endpoints, key=lambda endpoint: (str(endpoint.slot).zfill(8), endpoint.id, endpoint.node)),
     )

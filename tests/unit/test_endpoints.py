@@ -97,6 +97,13 @@ def test_what_did_not_change_is_the_same_object() -> None:
     assert third.services["shop"] is second.services["shop"]
 
 
+def test_an_order_that_does_not_depend_on_who_came_first() -> None:
+    both = {node: NodeView(NodeReport(node=node, address=node, replicas=[replica()]), True, 1) for node in ("n1", "n2")}
+    build = TableBuilder()
+    build(View(plans=view().plans, nodes={"n2": both["n2"]}))
+    assert [one.node for one in build(View(plans=view().plans, nodes=both)).services["web"].endpoints] == ["n1", "n2"]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["n1", "n2"]), st.lists(st.tuples(
     st.sampled_from(["web", "shop"]), st.integers(1, 3), st.sampled_from(list(ReplicaState))), max_size=3),
     st.booleans(), st.booleans()), max_size=8))  # fmt: skip
