@@ -15,7 +15,7 @@ from mesh.model import Capacity, ReplicaState, Slot
 from mesh.scheduler.blueprint import NO_DEMAND, Demand, draw
 from mesh.scheduler.forecast.cluster import Cluster, Replica, Service, Site
 from mesh.spec.errors import SpecError
-from mesh.spec.files import located, read_document
+from mesh.spec.files import read_document
 from mesh.spec.scale import Job
 from mesh.spec.service import parse_spec
 from mesh.suggestion import suggestion
@@ -36,16 +36,8 @@ _T = TypeVar("_T")
 
 
 def read_cluster(file: str) -> Cluster:
-    """The cluster in a JSON, YAML or TOML file, or in standard input (`-`).
-
-    Raises:
-        SpecError: with every fault, as `file:line: path: sentence`. A faulty spec is none: it parks its service.
-    """
-    document = read_document(file, MAX_FILE)
-    try:
-        return cluster_of(document.value)
-    except SpecError as error:
-        raise SpecError([located(file, document, fault) for fault in error.errors]) from None
+    """The cluster in a file; see `read_document`. Raises `SpecError`; a faulty spec is none: it parks its service."""
+    return read_document(file, cluster_of, MAX_FILE)
 
 
 def cluster_of(data: object) -> Cluster:

@@ -13,7 +13,7 @@ from mesh.scheduler.autoscale.model import ReplicaReading, key_of
 from mesh.scheduler.autoscale.replay import RESOURCES, Point, Script
 from mesh.spec.errors import SpecError, sentences
 from mesh.spec.fields import Count, Duration, Part, Replicas
-from mesh.spec.files import located, read_document
+from mesh.spec.files import read_document
 from mesh.spec.scale import Scale
 from mesh.units import shown
 
@@ -95,16 +95,8 @@ _STATES = {
 
 
 def read_script(file: str) -> Script:
-    """The script in a JSON, YAML or TOML file, or in standard input (`-`).
-
-    Raises:
-        SpecError: with every fault, as `file:line: path: sentence`.
-    """
-    document = read_document(file)
-    try:
-        return script_of(document.value)
-    except SpecError as error:
-        raise SpecError([located(file, document, fault) for fault in error.errors]) from None
+    """The script in a file; see `read_document`. Raises `SpecError`."""
+    return read_document(file, script_of)
 
 
 def script_of(data: Any) -> Script:

@@ -10,7 +10,7 @@ from mesh.scheduler.service.rollout import Served
 from mesh.scheduler.service.script import MAX_REPLICAS, Happening, Resident, Script
 from mesh.spec.errors import SpecError, sentences
 from mesh.spec.fields import Count, Duration, FieldFault, Part, Positive, Ratio, Replicas, one_sentence
-from mesh.spec.files import located, read_document
+from mesh.spec.files import read_document
 from mesh.spec.service import ServiceSpec, parse_spec
 
 MAX_NODES = 100
@@ -70,16 +70,8 @@ class ScriptPart(Part):
 
 
 def read_script(file: str) -> Script:
-    """The script in a JSON, YAML or TOML file, or in standard input (`-`).
-
-    Raises:
-        SpecError: with every fault, as `file:line: path: sentence`.
-    """
-    document = read_document(file)
-    try:
-        return script_of(document.value)
-    except SpecError as error:
-        raise SpecError([located(file, document, fault) for fault in error.errors]) from None
+    """The script in a file; see `read_document`. Raises `SpecError`."""
+    return read_document(file, script_of)
 
 
 def script_of(data: object) -> Script:

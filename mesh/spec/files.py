@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mesh.spec.errors import SpecError
 from mesh.spec.route import RouteSpec, is_route, parse_route
@@ -18,6 +18,8 @@ from mesh.spec.strict_json import DocumentError, parse_json
 SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 MAX_FILE = 4 * 2**20
 """Bytes; a spec in the store is at most 512 KiB."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +65,25 @@ def read_specs(paths: Sequence[str], check: Callable[[ServiceSpec], object] | No
     return list(found.values())
 
 
-def read_document(file: str, longest: int = MAX_FILE) -> Document:
-    """The one document of a file, or of standard input (`-`).
+def read_document(file: str, read: Callable[[object], _T], longest: int = MAX_FILE) -> _T:
+    """What `read` makes of the one document of a JSON, YAML or TOML file, or of standard input (`-`).
 
     Raises:
-        SpecError: if it cannot be read, is no document, or is several.
+        SpecError: if the file cannot be read, is no document, or is several; with the faults that `read` finds, as
+            `file:line: path: sentence`, the line where it is known.
     """
+    shown = _shown(file)
     try:
         documents = parse_documents(_read(file, longest), Path(file).suffix)
         if len(documents) != 1:
             raise DocumentError(f"must hold one document, holds {len(documents)}")
     except DocumentError as error:
-        raise SpecError([f"{_shown(file)}{f':{error.line}' if error.line else ''}: {error.sentence}"]) from None
-    return documents[0]
-
-
-def located(file: str, document: Document, sentence: str) -> str:
-    """`path: sentence` with the file, and the line where it is known."""
-    return _located(_shown(file), "", sentence, document.lines)
+        raise SpecError([f"{shown}{f':{error.line}' if error.line else ''}: {error.sentence}"]) from None
+    document = documents[0]
+    try:
+        return read(document.value)
+    except SpecError as error:
+        raise SpecError([_located(shown, "", fault, document.lines) for fault in error.errors]) from None
 
 
 def _shown(file: str) -> str:
