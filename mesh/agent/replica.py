@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from dataclasses import dataclass, replace
 
 from mesh.agent.events import (
@@ -218,6 +219,8 @@ def _how(exit: Exit | None) -> str:
         return "killed: out of memory (limits.memory)"
     if exit.code == 255:  # an engine's word for a container that it found dead: its host lost power
         return "exited with code 255 (or its host went down)"
+    if exit.code == 128 + signal.SIGKILL:  # the engine may miss that the kernel did it for the memory
+        return f"exited with code {exit.code} (killed by signal 9: out of memory, or by somebody)"
     if exit.code > 128:
         return f"exited with code {exit.code} (killed by signal {exit.code - 128})"
     return f"exited with code {exit.code}"

@@ -168,6 +168,7 @@ def test_a_failed_alive_probe_withdraws_stops_without_drain_and_fails(machine: M
     [
         ({"exit_code": 3}, "exited with code 3: last words"),
         ({"exit_code": 137, "oom": True}, "killed: out of memory (limits.memory): last words"),
+        ({"exit_code": 137}, "exited with code 137 (killed by signal 9: out of memory, or by somebody): last words"),
         ({"exit_code": 143}, "exited with code 143 (killed by signal 15): last words"),
     ],
 )

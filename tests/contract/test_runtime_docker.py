@@ -119,10 +119,15 @@ async def test_a_static_port_is_published_and_a_taken_one_named(here: Lab, clien
 
 
 async def test_out_of_memory_is_told(here: Lab) -> None:
+    """The engine learns of it beside the death, and now and then too late: then it says 137 alone."""
     eater = "sleep 0.2; exec tail /dev/zero"
-    started = await here.start(eater, resources={"memory": "16Mi"})
-    ended = await here.exited(started.id)
-    assert (ended.exit_code, ended.oom) == (137, True)
+    for _ in range(5):
+        started = await here.start(eater, resources={"memory": "16Mi"})
+        ended = await here.exited(started.id)
+        assert ended.exit_code == 137
+        if ended.oom:
+            return
+    pytest.fail("killed five times, and never told why")
 
 
 async def test_named_volumes_outlive_replicas(here: Lab, client: Any) -> None:
