@@ -130,7 +130,7 @@ async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> 
     if wanted == "auto":
         from mesh.runtime.docker import docker_available
 
-        fault = await docker_available(settings.docker_host)
+        fault = await docker_available(settings.docker_host, settings.state)
         if not fault:
             docker = await _docker(settings)
             fault = "; ".join(docker.problems) if with_dns else ""
@@ -201,5 +201,6 @@ def _docker_runtime(settings: AgentSettings, address: str, *, direct: bool) -> D
 
     publish = ("direct" if direct else "published") if settings.publish == "auto" else settings.publish
     return DockerRuntime(
-        settings.node, root=settings.store.root, docker_host=settings.docker_host, publish=publish, address=address
-    )
+        settings.node, root=settings.store.root, docker_host=settings.docker_host, publish=publish, address=address,
+        state=settings.state,
+    )  # fmt: skip

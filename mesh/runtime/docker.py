@@ -54,7 +54,8 @@ class DockerRuntime:
     """The containers of `node` on one engine.
 
     `publish="direct"`: replicas are reached at their containers' own addresses (one machine, or routed container
-    networks); `"published"`: at random ports on `address`. `root` keeps meshes on one engine apart.
+    networks); `"published"`: at random ports on `address`. `root` keeps meshes on one engine apart. `state` is the
+    agent's folder, for what reaches the engine.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class DockerRuntime:
         docker_host: str | None = None,
         publish: str = "direct",
         address: str = "127.0.0.1",
+        state: Path | None = None,
     ) -> None:
         self._node = node
         self._root = root
-        self._engine = Engine(docker_host)
+        self._engine = Engine(docker_host, state)
         self._published = publish == "published"
         self._address = address
         self._images: set[str] = set()  # seen on the engine
@@ -356,9 +358,9 @@ class DockerRuntime:
         return config.inspected(details, published=self._published, address=self._address)
 
 
-async def docker_available(docker_host: str | None = None) -> str | None:
+async def docker_available(docker_host: str | None = None, state: Path | None = None) -> str | None:
     """None if an engine can be used, else the sentence why not and what to do."""
-    engine = Engine(docker_host)
+    engine = Engine(docker_host, state)
     try:
         if engine.host.startswith("unix://"):
             await in_thread(lambda: _try_socket(engine.host.removeprefix("unix://")))

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from mesh.runtime import RuntimeFault, RuntimeUnavailable
@@ -34,11 +35,14 @@ class Conflict(RuntimeFault):
 
 
 class Engine:
-    """One engine, at `host` (default: `DOCKER_HOST`, else the local socket)."""
+    """One engine, at `host` (default: `DOCKER_HOST`, else the local socket).
 
-    def __init__(self, host: str | None = None) -> None:
+    `state`: the folder of an agent, which finds what an earlier life has left; None: nothing is left that lasts.
+    """
+
+    def __init__(self, host: str | None = None, state: Path | None = None) -> None:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-        self._way = way_to(self.host)
+        self._way = way_to(self.host, state)
         self._calls = asyncio.Semaphore(CALLS)
         self._clients: dict[float, Any] = {}
         self._connecting = threading.Lock()

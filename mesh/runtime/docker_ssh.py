@@ -87,11 +87,13 @@ class SshTarget:
 class SshTunnel:
     """Opened with the first call, and again with the next call after it was lost. For threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: Path | None = None) -> None:
+        """`folder`: of the socket, nobody else's, and used again in the next life; None: one that ends with `close`."""
         self._url = url
+        self._folder = folder
+        self._kept = folder is not None
         self._opening = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
         self._fault = ""
         self._retry = Backoff(*RETRY)
         self._not_before = 0.0
@@ -107,15 +109,17 @@ class SshTunnel:
             self._process.terminate()
             self._process.wait()
             self._forget()
-        if self._folder:
+        if self._folder and not self._kept:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
         self._not_before = 0.0
 
     @property
     def _socket(self) -> Path:
+        """In a folder for this user alone."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="mesh-ssh-"))  # for this user alone
+            self._folder = Path(tempfile.mkdtemp(prefix="mesh-ssh-"))
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._folder / "docker.sock"
 
     def _try(self) -> None:

@@ -32,8 +32,11 @@ class Way(Protocol):
         """Afterwards it may be opened again."""
 
 
-def way_to(host: str) -> Way:
-    return SshTunnel(host) if host.startswith("ssh://") else Straight(host)
+def way_to(host: str, state: Path | None = None) -> Way:
+    """`state`: the folder of who keeps something between its lives."""
+    if not host.startswith("ssh://"):
+        return Straight(host)
+    return SshTunnel(host, state / "ssh" if state else None)
 
 
 def remote_host(host: str) -> str | None:

@@ -35,7 +35,7 @@ async def test_ports_are_published_on_the_engines_host(tmp_path: Path, built: di
     chosen = await choose_runtime(
         settings(tmp_path, docker_host="ssh://bob@10.0.0.7", dns_listen=("127.0.0.1:53", "10.0.0.5:53"))
     )
-    assert (built["publish"], built["address"]) == ("published", "10.0.0.7")
+    assert (built["publish"], built["address"], built["state"]) == ("published", "10.0.0.7", tmp_path)
     assert chosen.problems == ()
     assert chosen.settings.address == "127.0.0.1"
 

@@ -74,6 +74,20 @@ def test_what_is_found_there_becomes_a_sentence(
     tunnel.close()
 
 
+def test_killed_agents_leave_one_folder_however_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ssh"
+    script.write_text("#!/bin/sh\necho ready\nexec cat\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    lives = [SshTunnel("ssh://bob@h1", tmp_path / "ssh-of-agent") for _ in range(3)]
+    assert {str(tunnel.open()["base_url"]) for tunnel in lives} == {f"unix://{tmp_path}/ssh-of-agent/docker.sock"}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["ssh-of-agent"]
+    assert (tmp_path / "ssh-of-agent").stat().st_mode & 0o777 == 0o700  # who may use the socket, is root there
+    for tunnel in lives:
+        tunnel.close()
+
+
 def test_without_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     tunnel = SshTunnel("ssh://h1")
