@@ -261,7 +261,7 @@ class ServicePlan(Document, frozen=True, kw_only=True):
     kind: str = "service"
     vip: str = ""
     desired: int = 0
-    asleep: bool = False  # the autoscaler let go of its last replica: requests are held, and wake it
+    asleep: bool = False  # the autoscaler let go of its last replica: requests are held until another is ready
     ports: dict[str, PublishedPort] = {}
     traffic: dict[str, Any] = {}
     ttl: int = 5

@@ -63,7 +63,7 @@ class TableService(Struct, frozen=True, kw_only=True):
     all_unready: str = "any"  # any | nodata
     desired: int = 0
     seats: list[tuple[int, int]] = []  # the first and last of its slots in a row, if they are not 1 to `desired`
-    asleep: bool = False  # at zero until it is asked for: requests are held while a replica starts
+    asleep: bool = False  # at zero until it is asked for: requests are held until a replica is ready
     ports: dict[str, TablePort] = {}
     traffic: dict[str, Any] = {}
     endpoints: list[Endpoint] = []

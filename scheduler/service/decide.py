@@ -87,11 +87,15 @@ class ServiceDecision(Decision):
             self.story.tell(f"scaled from {self.plan.desired} to {len(wanted)}{why}", "", self._size_cause())
         in_row = is_global or wanted == [*range(1, len(wanted) + 1)]
         numbers = [slot for slot in wanted if isinstance(slot, int)]
-        asleep = self._count.asleep and not is_global
+        asleep = not is_global and (self._count.asleep or self._wakes(wanted, buckets))
         self.update(desired=len(wanted), asleep=asleep, seats="" if in_row else format_numbers(numbers))
         self._added = set(wanted) - before
         surplus = [buckets.seats[slot] for slot in sorted(buckets.seats.keys() - set(wanted), key=slot_order)]
         return [buckets.seat(slot) for slot in wanted], surplus
+
+    def _wakes(self, wanted: Collection[Slot], buckets: Buckets) -> bool:
+        """It slept, and whoever asks for it waits on: none of those that are wanted now has become ready yet."""
+        return self.plan.asleep and bool(wanted) and not any(seat.ready for seat in buckets.seats.values())
 
     def _slots_before(self) -> set[Slot]:
         if self.plan.seats:

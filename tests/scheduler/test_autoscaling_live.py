@@ -210,7 +210,7 @@ async def test_a_service_sleeps_and_what_waits_wakes_it_with_one_decision() -> N
         assert (await plan_of(store)).asleep
         agent.hold(web=9)
         await desired(store, 1)
-        assert not (await plan_of(store)).asleep
+        assert (await plan_of(store)).asleep, "until a replica is ready, who comes is held"
         state = await state_of(store)
         assert state
         assert [(change.current, change.replicas) for change in state.changes] == [(1, 0), (0, 1)]

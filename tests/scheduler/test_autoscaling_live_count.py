@@ -64,9 +64,15 @@ def test_a_service_sleeps_only_by_the_autoscalers_zero() -> None:
     here.settle()
     assert (here.plans["web"].desired, here.plans["web"].asleep) == (0, False), "an operator's zero is no sleep"
     here.rescale("web", None)
+    here.settle()
     here.autoscale("web", 1)
+    here.run_until(lambda: here.plans["web"].desired == 1)
+    assert (here.ready(), here.plans["web"].asleep) == ([], True), "who comes meanwhile is held as well"
     here.settle()
     assert (len(here.ready()), here.plans["web"].asleep) == (1, False)
+    here.set_ready(here.ready()[0], False)
+    here.run(1.0)
+    assert not here.plans["web"].asleep, "it fails, it does not wake"
 
 
 def test_zero_replicas_in_the_spec_switch_the_autoscaler_off() -> None:
