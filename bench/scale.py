@@ -186,6 +186,11 @@ class Fleet:
             await self._write(name)
         self._spawn(self._obey())
 
+    async def rest(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -269,7 +274,8 @@ async def measure(given: argparse.Namespace, folder: Path, store_address: str) -
     cluster = Cluster(given.nodes, given.services, given.replicas)
     cluster.apply_all()
     cluster.settle()
-    fleet = Fleet(ConsulStore(StoreSettings(address=store_address)), cluster.view, given.agents)
+    store = ConsulStore(StoreSettings(address=store_address))
+    fleet = Fleet(store, cluster.view, given.agents)
     await fleet.settle_in(cluster.view)
     sizes = [len(encode_document(seen.report)) for seen in cluster.view.nodes.values()]
     count = sum(len(seen.report.replicas) for seen in cluster.view.nodes.values())
@@ -291,6 +297,8 @@ async def measure(given: argparse.Namespace, folder: Path, store_address: str) -
     finally:
         for process in processes.values():
             process.stop()
+        await fleet.rest()
+        await store.close()
 
 
 async def _nothing(_: int) -> None:

@@ -12,10 +12,11 @@ Its transport is ours (`consul_http.Transport`), and these calls go to it direct
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import consul.base
@@ -157,8 +158,17 @@ class ConsulStore:
         rows = self._http.read(_decode_marks, answer) if answer.status == 200 else []
         return self._index(answer), {row.key: row for row in rows}
 
-    async def read(self, key: str, *, stale: bool = False) -> Entry | None:
-        """Like `get`, in one go."""
+    async def read(self, keys: Collection[str], *, stale: bool = False) -> Mapping[str, Entry]:
+        """Those of these keys that there are, in one request where all of them are there."""
+        if len(keys) > 1:
+            body = json.dumps([{"KV": {"Verb": "get", "Key": _checked(key)}} for key in keys])
+            answer = await self._http.ask("PUT", "/v1/txn", _consistency(stale), data=body)
+            if rows := self._http.read(_decode_txn, answer).results:
+                return {row.kv.key: row.kv.entry() for row in rows}
+        found = await asyncio.gather(*(self._read_one(key, stale=stale) for key in keys))
+        return {entry.key: entry for entry in found if entry}
+
+    async def _read_one(self, key: str, *, stale: bool) -> Entry | None:
         answer = await self._http.ask("GET", f"/v1/kv/{_checked(key)}", _consistency(stale))
         return self._listed(answer).entries.get(key)
 
@@ -173,7 +183,7 @@ class ConsulStore:
         so one is, before it is believed that there is nothing."""
         listing = self._listed(answer)
         if not listing.entries and prefix.endswith("/"):
-            await self.read(f"{prefix}-", stale=True)
+            await self._read_one(f"{prefix}-", stale=True)
         return listing
 
     def _index(self, answer: Answer) -> int:

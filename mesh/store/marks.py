@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
@@ -26,7 +26,7 @@ MANY = 32
 REREAD = 55.0
 """Seconds after which everything is read again, whatever the marks say."""
 
-PAUSE = 0.0005
+PAUSE = 0.001
 """Seconds between two looks, for each mark: looks at more marks cost more, and are rarer."""
 
 
@@ -62,7 +62,8 @@ class Reads(Protocol):
 
     async def list(self, prefix: str, *, stale: bool = False) -> Listing: ...
 
-    async def read(self, key: str, *, stale: bool = False) -> Entry | None: ...
+    async def read(self, keys: Collection[str], *, stale: bool = False) -> Mapping[str, Entry]:
+        """Those of these keys that there are."""
 
 
 class MarkedPrefix:
@@ -109,21 +110,16 @@ class MarkedPrefix:
         return [self._prefix + mark.rpartition("/")[2] for mark in names]
 
     async def _read(self, keys: list[str]) -> None:
-        entries = dict(self._entries)
-        for key, entry in zip(keys, await asyncio.gather(*(self._read_one(key) for key in keys)), strict=True):
-            if entry is None:
-                entries.pop(key, None)
-            else:
-                entries[key] = entry
-        self._entries = entries
-
-    async def _read_one(self, key: str) -> Entry | None:
-        """As new as its mark, at least."""
-        if mark := self._marks.get(mark_of(key)):
-            entry = await self._reads.read(key, stale=True)
-            if entry is not None and entry.modify_index >= mark.modify_index:
-                return entry
-        return await self._reads.read(key)
+        """Each as new as its mark, at least."""
+        marks = {key: mark for key in keys if (mark := self._marks.get(mark_of(key)))}
+        found = {
+            key: entry
+            for key, entry in (await self._reads.read(marks, stale=True)).items()
+            if entry.modify_index >= marks[key].modify_index
+        }
+        found |= await self._reads.read(set(keys) - found.keys())
+        gone = set(keys) - found.keys()
+        self._entries = {key: entry for key, entry in (self._entries | found).items() if key not in gone}
 
     async def _read_all(self, index: int) -> None:
         for stale in (True, False):

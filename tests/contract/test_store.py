@@ -421,6 +421,20 @@ async def test_a_marked_change_is_seen_with_all_that_did_not_change(store: Store
     assert change.entries["t/d/b"] == entry
 
 
+async def test_what_changes_together_is_seen_together(store: Store, marked_watch: Watching) -> None:
+    names = [f"t/d/{name}" for name in "bcd"]
+    assert (await store.txn([step for name in names for step in marked(Op("set", name, b"new"))])).ok
+    change = await marked_watch.next()
+    assert {name: change.entries[name].value for name in change.changed} == dict.fromkeys(names, b"new")
+    removed = Op("delete-cas", "t/d/c", index=change.entries["t/d/c"].modify_index)
+    assert (
+        await store.txn([*marked(Op("set", "t/d/b", b"2")), *marked(removed), *marked(Op("set", "t/d/e", b"3"))])
+    ).ok
+    change = await marked_watch.next()
+    assert change.changed == {"t/d/b", "t/d/c", "t/d/e"}
+    assert set(change.entries) == {"t/d/a", "t/d/b", "t/d/d", "t/d/e"}
+
+
 async def test_a_change_without_a_mark_is_seen_as_well(store: Store, marked_watch: Watching) -> None:
     await store.put("t/d/b", b"by hand")
     assert (await marked_watch.next()).entries["t/d/b"].value == b"by hand"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from mesh.keys import Keys
@@ -240,8 +240,9 @@ class Link:
     async def marks(self, prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
         return await self._ask(lambda: self._middle.marks(prefix))
 
-    async def read(self, key: str, *, stale: bool = False) -> Entry | None:
-        return await self.get(key)
+    async def read(self, keys: Collection[str], *, stale: bool = False) -> Mapping[str, Entry]:
+        found = [await self.get(key) for key in keys]
+        return {entry.key: entry for entry in found if entry}
 
     # ── the protocol ─────────────────────────────────────────────────────────────────────────
 

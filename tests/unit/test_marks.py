@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
@@ -33,9 +33,10 @@ class Server:
         self.asked.append(prefix if stale else f"{prefix} of the leader")
         return await self._of(stale).marks(prefix)
 
-    async def read(self, key: str, *, stale: bool = False) -> Entry | None:
-        self.asked.append(key if stale else f"{key} of the leader")
-        return await self._of(stale).get(key)
+    async def read(self, keys: Collection[str], *, stale: bool = False) -> Mapping[str, Entry]:
+        self.asked += [key if stale else f"{key} of the leader" for key in keys]
+        found = [await self._of(stale).get(key) for key in keys]
+        return {entry.key: entry for entry in found if entry}
 
     async def write(self, name: str, value: bytes) -> None:
         assert (await self.store.txn(marked(Op("set", f"d/{name}", value)))).ok
@@ -102,10 +103,9 @@ async def test_a_document_older_than_its_mark_is_asked_of_the_leader(server: Ser
     await server.write("n1", b"2")
     read = server.read
 
-    async def late(key: str, *, stale: bool = False) -> Entry | None:
-        entry = await read(key, stale=stale)
-        assert entry
-        return Entry(key, b"old", entry.modify_index - 1) if stale else entry
+    async def late(keys: Collection[str], *, stale: bool = False) -> Mapping[str, Entry]:
+        found = await read(keys, stale=stale)
+        return {key: Entry(key, b"old", entry.modify_index - stale) if stale else entry for key, entry in found.items()}
 
     server.read = late  # type: ignore[method-assign]
     assert (await watch.next()).entries["d/n1"].value == b"2"
