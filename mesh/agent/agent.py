@@ -33,11 +33,12 @@ from mesh.agent.events import (
     Tick,
     Unprobe,
 )
-from mesh.agent.hands import Hands, Surroundings
+from mesh.agent.hands import Hands
 from mesh.agent.localise import Localiser
 from mesh.agent.report import Reporter, session_name
 from mesh.agent.route_secrets import RouteSecrets
 from mesh.agent.state import AgentState
+from mesh.agent.surroundings import surroundings
 from mesh.agent.vip_route import VipMode
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.dataplane.workers import Workers
@@ -93,10 +94,14 @@ class Agent:
         workers: Workers,
         *,
         problems: Sequence[str] = (),
+        gateway: str = "",
         echo: Echo | None = None,
     ) -> None:
-        """`problems`: what was found wrong with this node before it started; `echo`: what answers probes of it."""
+        """`problems`: what was found wrong with this node before it started; `gateway`: see `surroundings`; `echo`:
+        what answers probes of it.
+        """
         self._settings = settings
+        self._gateway = gateway
         self._store = store
         self._runtime = runtime
         self._workers = workers
@@ -324,7 +329,7 @@ class Agent:
                 continue  # a Table of a part of the store would deny what it does not know
             self._view = self._reader.read_parts(self._entries.values(), self._index)
             await self._choose_vips(self._view.config.vip_range)
-            self._surround(self._view.config.domain)
+            self._hands.surroundings = surroundings(self._settings, self._view.config.domain, self._gateway)
             self._prober.follow({name: seen.report.probe for name, seen in self._view.nodes.items()},
                                 self._view.config.failure_detection)  # fmt: skip
             plan = self._view.node_plans.get(self._settings.node)
@@ -343,16 +348,6 @@ class Agent:
             (self._settings.state / "vip_route").write_text(vip_range)  # for whoever tidies up
         log.info("virtual IPs: %s: %s", self._vips.mode, self._vips.why)
         self._localise = Localiser(self._vips.mode, vip_route.first_port())
-
-    def _surround(self, domain: str) -> None:
-        listens = [address.rpartition(":") for address in self._settings.dns_listen]
-        nameservers = [host for host, _, port in listens if port == "53" and not host.startswith("127.")]
-        self._hands.surroundings = Surroundings(
-            node=self._settings.node,
-            dns=f"{nameservers[0]}:53" if nameservers else self._settings.dns_listen[0],  # containers reach it too
-            nameservers=nameservers,
-            search=[f"svc.{domain}"],
-        )
 
     # ── the Table ────────────────────────────────────────────────────────────────────────────
 

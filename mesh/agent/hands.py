@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 from mesh.agent.events import (
     Action,
@@ -25,6 +24,7 @@ from mesh.agent.events import (
     Withdraw,
     Withdrawn,
 )
+from mesh.agent.surroundings import Surroundings
 from mesh.keys import Keys
 from mesh.runtime import File, Launch, Runtime, RuntimeFault, RuntimeUnavailable
 from mesh.spec.service import ConfigRef, SecretRef
@@ -41,16 +41,6 @@ LAST_WORDS = 5
 
 class Missing(Exception):
     """A secret or config value that the spec names and the store does not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every replica of this node is told."""
-
-    node: str
-    dns: str  # `address:port` of this node's DNS
-    nameservers: Sequence[str] = ()  # for containers: addresses that answer on port 53
-    search: Sequence[str] = ()
 
 
 class Hands:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mesh.admin import Admin, Sources, admin_token
 from mesh.agent.agent import Agent
 from mesh.agent.meter import Meter
+from mesh.agent.surroundings import nameservers_of
 from mesh.dataplane.load import ReplicaUsage
 from mesh.dataplane.worker import DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, orphans, refused_addresses
@@ -32,11 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What runs this node's replicas, the settings with what that needs, and what is missing for it."""
+    """What runs this node's replicas, the settings with what that needs, and what is missing for it.
+
+    `gateway`: this host's address on its containers' bridge, if it has one.
+    """
 
     runtime: MeteredRuntime
     settings: AgentSettings
     problems: tuple[str, ...] = ()
+    gateway: str = ""
     why: str = ""  # it is not the Docker engine, where that would have been preferred
 
 
@@ -58,7 +63,10 @@ class Node:
         self.workers = Workers(settings.state / "workers", wanted, inherit=inherit)
         self._meter = Meter(runtime)
         self.echo = Echo()
-        self.agent = Agent(settings, self.store, runtime, self.workers, problems=chosen.problems, echo=self.echo)
+        self.agent = Agent(
+            settings, self.store, runtime, self.workers, problems=chosen.problems, gateway=chosen.gateway,
+            echo=self.echo,
+        )  # fmt: skip
         sources = Sources(
             waiting_for=self.agent.waiting_for,
             metrics=self.agent.metrics,
@@ -160,18 +168,18 @@ async def _docker_here(settings: AgentSettings) -> Chosen:
     """DNS answers also where containers find it: on their bridge's gateway."""
     runtime = _docker_runtime(settings, settings.address, direct=ipaddress.ip_address(settings.address).is_loopback)
     try:
-        gateway = f"{await runtime.bridge_gateway()}:53"
+        gateway = await runtime.bridge_gateway()
     except RuntimeFault as error:
         return Chosen(runtime, settings, (f"containers get no DNS of this node: {error}",))
-    if gateway in settings.dns_listen or "0.0.0.0:53" in settings.dns_listen:
-        return Chosen(runtime, settings)
+    listen = f"{gateway}:53"
+    if gateway in nameservers_of(settings, gateway):
+        return Chosen(runtime, settings, gateway=gateway)
     ours = orphans(settings.state / "workers")  # they hold it for us
-    if not ours and (refused := refused_addresses([gateway]).get(gateway)):
+    if not ours and (refused := refused_addresses([listen]).get(listen)):
         why = os.strerror(refused.errno or 0)
-        return Chosen(
-            runtime, settings, (f"containers cannot resolve the mesh's names: DNS cannot listen on {gateway}: {why}",)
-        )
-    return Chosen(runtime, replace(settings, dns_listen=(*settings.dns_listen, gateway)))
+        problem = f"containers cannot resolve the mesh's names: DNS cannot listen on {listen}: {why}"
+        return Chosen(runtime, settings, (problem,), gateway)
+    return Chosen(runtime, replace(settings, dns_listen=(*settings.dns_listen, listen)), gateway=gateway)
 
 
 async def _docker_elsewhere(settings: AgentSettings, remote: str | None) -> Chosen:
@@ -182,10 +190,11 @@ async def _docker_elsewhere(settings: AgentSettings, remote: str | None) -> Chos
     except OSError as error:
         address = settings.address
         problems.append(f"where containers are reached is not known: {remote}: {error.strerror}; set --engine-address")
-    if not any(listen.endswith(":53") and not listen.startswith("127.") for listen in settings.dns_listen):
+    if not nameservers_of(settings):
+        here = "IP" if ipaddress.ip_address(settings.address).is_loopback else settings.address
         problems.append(
             "containers get no DNS of this node: let it listen on an address that the engine's host reaches, "
-            f"--dns-listen {settings.address}:53"
+            f"--dns-listen {here}:53"
         )
     return Chosen(_docker_runtime(settings, address, direct=False), settings, tuple(problems))
 
