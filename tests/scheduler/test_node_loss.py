@@ -102,6 +102,24 @@ def test_if_more_than_half_vanish_together_nothing_is_replaced_and_it_says_so() 
     world.settle()
 
 
+def test_the_store_is_back_after_an_outage_and_nodes_return_one_by_one() -> None:
+    """Every session is over, and so is the leader's."""
+    nodes = ["n1", "n2", "n3", "n4", "n5"]
+    world = running(len(nodes), 10)
+    before = world.ready()
+    for node in nodes:
+        world.lose(node, kill=False)
+    world.change_leader()
+    world.run(60)
+    assert world.last.frozen == "replacement is frozen: no node answers (n1, n2, n3, n4, n5)"
+    for node in nodes:
+        world.bring_back(node)
+        world.run(2)
+    assert not world.last.frozen
+    world.settle()
+    assert world.ready() == before
+
+
 def test_nodes_may_be_lost_one_after_the_other_down_to_the_last() -> None:
     world = running(4, 4)
     for node in ("n1", "n2", "n3"):
