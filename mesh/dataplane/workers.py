@@ -22,11 +22,15 @@ from mesh.dataplane.newcomer import Newcomers
 from mesh.dataplane.slot import GRACE, Slot, running
 from mesh.dataplane.sockets import Shelf
 from mesh.dataplane.waiting import WaitingReport
-from mesh.dataplane.worker import DRAIN, SOCKETS, Arguments, command, kind_of, write_secret
+from mesh.dataplane.worker import SOCKETS, Arguments, command, kind_of, write_secret
 from mesh.metrics import Family, Sample
 from mesh.table import Table
 
 log = logging.getLogger(__name__)
+
+REPLACED = 90.0
+"""Seconds that open work has in a worker whose place another has taken: a request that is held there for a service at
+zero may wait a minute (`limits.held_timeout`), and then has its `timeout` of 15 s for its answer."""
 
 
 class Workers:
@@ -38,7 +42,7 @@ class Workers:
         wanted: Sequence[Arguments],
         *,
         inherit: Sequence[int] = (),
-        drain: float = DRAIN,
+        drain: float = REPLACED,
     ) -> None:
         """`wanted`: the arguments of each worker; `inherit`: descriptors the workers keep open; `drain`: seconds
         that a worker's open work has to end when another takes its place."""

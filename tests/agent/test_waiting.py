@@ -18,8 +18,9 @@ from mesh import admin
 from mesh.admin import Admin, Sources
 from mesh.dataplane.waiting import WaitingBoard, WaitingReport
 from mesh.dataplane.worker import ProxyArguments
-from mesh.dataplane.workers import Workers
+from mesh.dataplane.workers import REPLACED, Workers
 from mesh.metrics import Family
+from mesh.proxy.policy import Policy
 from mesh.table import Endpoint, Table, TablePort, TableService
 
 PATIENCE = 20.0
@@ -189,6 +190,11 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     await cluster.start()
     yield cluster
     await cluster.workers.close()
+
+
+def test_a_worker_that_is_replaced_has_the_time_that_whoever_it_holds_may_take() -> None:
+    policy = Policy()
+    assert policy.limits.held_timeout + policy.timeout <= REPLACED
 
 
 async def test_held_by_several_workers_and_by_those_that_are_replaced(cluster: Cluster) -> None:
