@@ -163,7 +163,7 @@ def _command(parent: Any, name: str, command: Any) -> str:
     lines = [f"### `mesh {name}`", "", (command.help or "").strip(), "", f"    {usage}", ""]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     shown = [option for option in options if not getattr(option, "hidden", False)]
-    lines += [f"- {_names(option)}: {_text(option.help)}" for option in shown if option.help]
+    lines += [f"- {_names(option)}: {_text(option.help)}{_standard(option)}" for option in shown if option.help]
     if command.epilog:
         lines += ["", _text(command.epilog).replace("Example: ", "Example: `") + "`"]
     return "\n".join([*lines, ""])
@@ -172,6 +172,12 @@ def _command(parent: Any, name: str, command: Any) -> str:
 def _names(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     return f"{names} `{option.metavar}`" if option.metavar and not option.is_flag else names
+
+
+def _standard(option: Any) -> str:
+    """What an option is if it is not given, where its help does not say so itself."""
+    plain = isinstance(option.default, (str, int, float)) and not option.is_flag
+    return f" Default: `{option.default}`." if plain else ""
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────

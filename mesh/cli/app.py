@@ -9,23 +9,14 @@ import sys
 import typer
 
 from mesh import __version__, console
-from mesh.cli import (  # noqa: F401  (in the order of the help's panels)
-    autoscale,
-    cron,
-    daemons,
-    desired,
-    inspection,
-    nodes,
-    planning,
-    replicas,
-    rollout,
-    tools,
-)
 from mesh.cli.base import Failed
 from mesh.cli.base import app as app
 from mesh.settings.sources import SettingsError
 from mesh.spec.errors import SpecError
 from mesh.store import StoreError
+
+# The commands, in the order of the help.
+from mesh.cli import daemons, desired, inspection, autoscale, replicas, planning, rollout, nodes, tools, cron  # noqa: F401  # isort: skip
 
 
 def _show_version(wanted: bool) -> None:

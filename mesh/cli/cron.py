@@ -12,7 +12,7 @@ _COUNT = 10
 """Runs that are listed where no end is given."""
 
 cron = typer.Typer(
-    no_args_is_help=True, help="Schedules.", epilog="Example: mesh cron next @daily --zone Europe/Berlin"
+    no_args_is_help=True, help="When a schedule runs.", epilog="Example: mesh cron next @daily --zone Europe/Berlin"
 )
 app.add_typer(cron, name="cron", rich_help_panel=_PANEL)
 

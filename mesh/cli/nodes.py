@@ -19,7 +19,7 @@ _PATIENCE = "1h"
 
 Nodes = Annotated[list[str], typer.Argument(metavar="NODE…", help="Names of nodes, as mesh nodes shows them.")]
 SilentNodes = Annotated[
-    list[str] | None, typer.Argument(metavar="[NODE…]", help="Default: every node that does not answer.")
+    list[str] | None, typer.Argument(metavar="NODE…", help="Default: every node that does not answer.")
 ]
 
 

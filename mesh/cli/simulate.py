@@ -53,11 +53,11 @@ def simulate(cluster: Cluster, questions: Questions, *, as_json: bool) -> int:
         forecasts.show_forecast(cluster, outcome, warnings)
         if moves is not None:
             show_moves(moves)
+        console.say(f"\n{summary(outcome)}")
         if any_lost:
             _show_lose_any(any_lost)
         if full:
             _show_until_full(full)
-        console.say(f"\n{summary(outcome)}")
     return FITS if not outcome.waiting and (any_lost is None or any_lost.fits) else DOES_NOT_FIT
 
 

@@ -97,7 +97,9 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             raise self.no_consul(error) from error
 
     def no_consul(self, error: object) -> StoreUnavailable:
-        return StoreUnavailable(f"what answers at {self.base_uri} is no Consul: {error}; is CONSUL_HTTP_ADDR right?")
+        return StoreUnavailable(
+            f"what answers at {self.base_uri} is no Consul: {error}; is --store or CONSUL_HTTP_ADDR right?"
+        )
 
     async def close(self) -> None:
         await self._asking.close()
@@ -125,7 +127,8 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             raise _NoAnswer(f"the store at {self.base_uri} did not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise StoreUnavailable(
-                f"cannot reach the store at {self.base_uri}: {error}; is it running, and is CONSUL_HTTP_ADDR right?"
+                f"cannot reach the store at {self.base_uri}: {error}; "
+                "is it running, and is --store or CONSUL_HTTP_ADDR right?"
             ) from error
         self._check(answer)
         return answer

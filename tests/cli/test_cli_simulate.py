@@ -77,9 +77,12 @@ def test_for_people_it_is_a_table_and_a_sentence(mesh: Mesh, tmp_path: Path) -> 
     assert any(line.split()[:3] == ["web", "4", "replace"] for line in lines)
     assert "big 1 waits:" in lines
     assert "  3 nodes (n1, n2, n3): needs 9 cpu, 1 free" in lines
-    assert "without n1 not everything fits any more" in lines
-    assert "3 more of web fit, then:" in lines
-    assert lines[-1] == "3 placed, 2 stopped, 1 slot waits"
+    answers = [
+        "3 placed, 2 stopped, 1 slot waits",
+        "without n1 not everything fits any more",
+        "3 more of web fit, then:",
+    ]
+    assert [line for line in lines if line in answers] == answers
 
 
 # ── what if ──────────────────────────────────────────────────────────────────────────────────
