@@ -1,7 +1,7 @@
 """A replica for the end-to-end tests: says who it is, and can be told to misbehave by its environment.
 
 HELLO: what it says first. START_DELAY: seconds before it listens. UNREADY_FILE: while it exists, /healthz is 503.
-`/slow` takes 0.3 s.
+`/slow` takes 0.3 s, `/eat` all the memory that the replica may have.
 """
 
 import os
@@ -12,6 +12,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+MEALS: list[bytes] = []
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -19,6 +21,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/slow":
             time.sleep(0.3)
+        if self.path == "/eat":
+            MEALS.append(b"x" * 2**28)
         unready = self.path == "/healthz" and Path(os.environ.get("UNREADY_FILE", "/nonexistent")).exists()
         body = f"{os.environ.get('HELLO', 'hello')} from {os.environ.get('MESH_REPLICA', '?')}\n".encode()
         self.send_response(503 if unready else 200)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.lab import parts
 from tests.lab.host import Host
-from tests.lab.operator import DEADLINE, Operator, eventually, one_per_slot
+from tests.lab.operator import DEADLINE, SERVICE, Operator, eventually, one_per_slot
 
 UPDATE = {"min_healthy": "200ms", "max_surge": 2}
 
@@ -45,10 +45,10 @@ def heard(operator: Operator) -> None:
     eventually("a scheduler leads", lambda: operator.read("planned/services/web")["spec_index"] >= index)
 
 
-def _release(operator: Operator, **update: object) -> int:
+def _release(operator: Operator, health: object = SERVICE["health"], **update: object) -> int:
     """A new release; its number."""
     version = f"v{next(_versions)}"
-    spec = operator.apply(replicas=operator.count, update={**UPDATE, **update}, tags=[version])
+    spec = operator.apply(replicas=operator.count, health=health, update={**UPDATE, **update}, tags=[version])
     eventually("the scheduler has read it", lambda: _newest(operator)["spec"].get("tags") == spec["tags"])
     return int(_newest(operator)["number"])
 
@@ -68,8 +68,8 @@ def _in_force(operator: Operator, release: int) -> None:
     settled(operator, "the rollout is over")
 
 
-def roll_out(operator: Operator) -> None:
-    _in_force(operator, _release(operator))
+def roll_out(operator: Operator, health: object = SERVICE["health"]) -> None:
+    _in_force(operator, _release(operator, health))
 
 
 def promote_a_canary(operator: Operator) -> None:

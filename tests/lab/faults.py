@@ -1,4 +1,4 @@
-"""What goes wrong with hosts and with the store, what is promised for each, and what came of it.
+"""What goes wrong with hosts, on them, and with the store, what is promised for each, and what came of it.
 
 The suite checks each promise once, `make bench-lab` takes the times again and again: both by `suffer`.
 """
@@ -9,12 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tests.lab import events, parts
+from tests.lab.host import Host
 from tests.lab.lab import Lab
-from tests.lab.operator import Operator, eventually
+from tests.lab.operator import SERVICE, Operator, eventually
 from tests.lab.traffic import Failure, Traffic
 from tests.simulation.history import Trouble
 
@@ -30,9 +32,10 @@ def as_shipped(_: Operator) -> Iterator[None]:
 class Fault:
     """`strike` is done to each host that `whom` names. Its promises:
 
-    `out`: others send nothing there any more; `moves`: what it ran runs elsewhere, and once when it is back (else no
-    container has changed after `lasts` seconds); `says`: in `mesh nodes` meanwhile; `alone`: who is on the host itself
-    cannot be served; `confirmed`: replacement is frozen until an operator says that the hosts are lost.
+    `out`: others send nothing to what it runs any more; `moves`: others take its place, and once when it is back (else
+    no container has changed after `lasts` seconds); `says`: in `mesh nodes` meanwhile; `within`: the host itself is
+    well, and sends nothing there either; `alone`: who is on the host itself cannot be served; `confirmed`: replacement
+    is frozen until an operator says that the hosts are lost.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Fault:
     whom: Who
     out: bool = False
     moves: bool = False
+    within: bool = False
     alone: bool = False
     confirmed: bool = False
     says: str = ""
@@ -52,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds since the fault: until it was out of traffic on all other hosts, and until all ran elsewhere; `back`:
+    """Seconds since the fault: until it was out of traffic on all other hosts, and until all ran again; `back`:
     from its end until all was well. Failures began so long after the fault."""
 
     out: float | None
@@ -76,10 +80,10 @@ def suffer(operator: Operator, fault: Fault, lasts: float, meanwhile: Callable[[
     with fault.setting(operator):
         events.settled(operator, "all is well before", within=120)
         victims = fault.whom(operator)
-        others = operator.names(*victims)
+        others = operator.names() if fault.within else operator.names(*victims)
         while fault.out and not all(operator.ready([victim]) for victim in victims):
             events.roll_out(operator)  # what returned from an earlier fault has nothing
-        before = operator.running(operator.names())
+        before, struck = operator.running(operator.names()), operator.running(victims)
         out = moved = None
         with Traffic(operator.vip(), others if fault.alone else operator.names(), record=operator.record) as traffic:
             eventually("load", traffic.more(100))
@@ -91,7 +95,7 @@ def suffer(operator: Operator, fault: Fault, lasts: float, meanwhile: Callable[[
                 strikes = [pool.submit(fault.strike, operator.lab, victim) for victim in victims]
                 if fault.out:
                     eventually("out of traffic on all others", lambda: not any(
-                        operator.sends_to(other, victim) for other in others for victim in victims
+                        operator.sends_to(other, struck) for other in others
                     ), pause=0.02)  # fmt: skip
                     out = time.monotonic() - began
                 for strike in strikes:
@@ -100,7 +104,7 @@ def suffer(operator: Operator, fault: Fault, lasts: float, meanwhile: Callable[[
                 eventually("replacement is frozen", operator.frozen)
                 operator.mesh(others[0], "confirm-loss", "--yes")
             if fault.moves:
-                eventually("all runs elsewhere", lambda: len(operator.ready(others)) == operator.count,
+                eventually("all runs again", lambda: len({*operator.ready(others)} - struck.keys()) == operator.count,
                            120, pause=0.02)  # fmt: skip
                 moved = time.monotonic() - began
             if fault.says:
@@ -188,7 +192,53 @@ def both_leaders_on_one_host(operator: Operator) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def no_failures_before(operator: Operator) -> Iterator[None]:
+    """A slot waits longer after each failure; a new release forgets them."""
+    events.roll_out(operator)
+    yield
+
+
+@contextmanager
+def liveness_probe(operator: Operator) -> Iterator[None]:
+    alive = {**SERVICE["health"]["ready"], "interval": "1s"}
+    events.roll_out(operator, {**SERVICE["health"], "alive": alive})
+    yield
+    events.roll_out(operator)
+
+
 # ── strikes
+
+
+def each_container(do: Callable[[Host, Any, str], object]) -> Callable[[Lab, str], None]:
+    """To every container of the service on a host, by the host's engine."""
+
+    def strike(lab: Lab, name: str) -> None:
+        host = lab.host(name)
+        with closing(parts.client_of(host)) as engine:
+            for one in engine.containers(filters={"label": "mesh.service=web"}):
+                do(host, engine, one["Id"])
+
+    return strike
+
+
+def eat_memory(host: Host, engine: Any, container: str) -> None:
+    [network] = engine.inspect_container(container)["NetworkSettings"]["Networks"].values()
+    host.run("curl", "--silent", "--max-time", "5", f"http://{network['IPAddress']}:8080/eat", check=False)
+
+
+def stop_programs(host: Host, engine: Any, container: str) -> None:
+    """SIGSTOP: they take connections and answer nothing."""
+    host.run("kill", "-STOP", *(row[0] for row in engine.top(container, "-eo pid")["Processes"]))
+
+
+def kill_workers(kind: str) -> Callable[[Lab, str], None]:
+    def strike(lab: Lab, name: str) -> None:
+        host = lab.host(name)
+        for file in (host.folder / "state").rglob(f"{kind}-*.pid"):
+            host.run("kill", "-KILL", file.read_text())
+
+    return strike
 
 
 def kill_consul(lab: Lab, host: str) -> None:
@@ -209,6 +259,17 @@ SWARM_LOSS = "5–8 s in DNS; replicas 16–22 s as shipped, 3.2–3.7 s tuned"
 CABLE_CUT = Fault("cable cut", cut_from(), a_worker, out=True, moves=True, alone=True, says=DEAD, swarm=SWARM_LOSS)
 
 FAULTS = (
+    Fault("all containers of a host killed", each_container(lambda host, engine, id: engine.kill(id)), a_worker,
+          out=True, moves=True, within=True, setting=no_failures_before, brief=None),
+    Fault("all containers of a host out of memory", each_container(eat_memory), a_worker,
+          out=True, moves=True, within=True, setting=no_failures_before, brief=None),
+    Fault("all containers of a host removed (`docker rm -f`)",
+          each_container(lambda host, engine, id: engine.remove_container(id, force=True)), a_worker,
+          out=True, moves=True, within=True, setting=no_failures_before, brief=None),
+    Fault("all containers of a host hang, `health.alive` each second", each_container(stop_programs), a_worker,
+          out=True, moves=True, within=True, setting=liveness_probe, brief=None),
+    Fault("DNS workers of a host killed", kill_workers("dns"), a_worker, brief=None),
+    Fault("proxy workers of a host killed", kill_workers("proxy"), a_worker, brief=None),
     CABLE_CUT,
     Fault("power cut", Lab.kill, a_worker, out=True, moves=True, alone=True, says=DEAD, brief=None,
           swarm="5.9 s in DNS; replicas 15.9 s as shipped"),

@@ -1,8 +1,9 @@
-"""Suffers every fault and every event, several times, and writes the tables of docs/failures.md.
+"""Suffers every fault and every event, several times, and writes their rows of the tables of docs/failures.md anew.
 
     python -m tests.lab.measure [--samples N] [--only WORD…] [--keep FILE]      (as root; `make bench-lab`)
 
-Five hosts, three of them Consul servers, ten replicas, 200 requests a second. All of it takes an hour.
+Five hosts, three of them Consul servers, ten replicas, 200 requests a second. All of it takes an hour. A row is of the
+samples of one run, or of all that `--keep` has gathered in a file; rows of what was not measured stay as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import re
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Of one fault or event; seconds."""
 
     name: str
+    day: str
     requests: int
     failed: int
     out: float | None = None
@@ -75,11 +78,11 @@ def main(arguments: Sequence[str]) -> int:
                     operator.lab.heal(host)
                 continue
             print(samples[-1], file=sys.stderr, flush=True)
+            write_tables(PAGE, samples)
             if keep:
                 keep.write_bytes(msgspec.json.encode(samples))
     finally:
         remove()
-    write_tables(PAGE, samples)
     return 1 if broken else 0
 
 
@@ -92,47 +95,61 @@ def _during(operator: Operator, event: Event) -> Sample:
         eventually("load", traffic.more(100))
         while traffic.total < REQUESTS:
             event.do(operator)
-    return Sample(name=event.name, requests=traffic.total, failed=len(traffic.failures), slowest=traffic.slowest)
+    return Sample(name=event.name, day=_today(), requests=traffic.total, failed=len(traffic.failures),
+                  slowest=traffic.slowest)  # fmt: skip
 
 
 def _suffered(operator: Operator, fault: Fault) -> Sample:
     found = suffer(operator, fault, fault.lasts)
-    return Sample(name=fault.name, requests=found.requests, failed=len(found.failures), out=found.out,
+    return Sample(name=fault.name, day=_today(), requests=found.requests, failed=len(found.failures), out=found.out,
                   moved=found.moved, unserved=found.unserved)  # fmt: skip
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 # ── the tables
 
 
 def write_tables(page: Path, samples: Sequence[Sample]) -> None:
-    """Puts what was measured between the marks of the page; a row without a sample is left out."""
+    """Puts what was measured between the marks of the page; a row without a sample stays as it is."""
     text = page.read_text(encoding="utf-8")
-    for name, rows in (("events", event_rows(samples)), ("faults", fault_rows(samples))):
-        begin, end = f"<!-- {name}: written by make bench-lab -->\n", f"<!-- end of {name} -->\n"
+    for table, rows in (("events", event_rows(samples)), ("faults", fault_rows(samples))):
+        begin, end = f"<!-- {table}: written by make bench-lab -->\n", f"<!-- end of {table} -->\n"
         before, _, rest = text.partition(begin)
-        text = before + begin + "\n".join(rows) + "\n" + end + rest.partition(end)[2]
+        body, _, after = rest.partition(end)
+        head, line, *old = body.splitlines(keepends=True)
+        kept = {row.split(" | ")[0].removeprefix("| "): row for row in old}
+        lines = [row or kept.get(name, "") for name, row in rows.items()]
+        text = before + begin + head + line + "".join(lines) + end + after
     page.write_text(text, encoding="utf-8")
 
 
-def event_rows(samples: Sequence[Sample]) -> list[str]:
-    newest = {sample.name: sample for sample in samples}
-    rows = [f"| {one.name} | {one.requests:,} | {one.failed or 'none'} | {one.slowest * 1000:.0f} ms |"
-            for event in EVENTS if (one := newest.get(event.name))]  # fmt: skip
-    return ["| during | requests | failed | slowest |", "|---|---|---|---|", *rows]
-
-
-def fault_rows(samples: Sequence[Sample]) -> list[str]:
-    rows = [
-        "| fault | samples | out of traffic | all running elsewhere | requests that failed | Swarm |",
-        "|---|---|---|---|---|---|",
-    ]
-    for fault in FAULTS:
-        if of_it := [sample for sample in samples if sample.name == fault.name]:
-            outs = _seconds(one.out for one in of_it) or "stays in traffic"
-            moves = _seconds(one.moved for one in of_it) or "nothing moved"
-            cells = [_named_with_length(fault), str(len(of_it)), outs, moves, _failed(of_it), fault.swarm]
-            rows.append(f"| {' | '.join(cells)} |")
+def event_rows(samples: Sequence[Sample]) -> dict[str, str]:
+    """A line for each event, empty for what was not measured; of several samples the newest counts."""
+    rows = {event.name: "" for event in EVENTS}
+    for one in samples:
+        if one.name in rows:
+            slowest = f"{one.slowest * 1000:.0f} ms"
+            rows[one.name] = _row(one.name, f"{one.requests:,}", one.failed or "none", slowest, one.day)
     return rows
+
+
+def fault_rows(samples: Sequence[Sample]) -> dict[str, str]:
+    """A line for each fault, empty for what was not measured."""
+    rows = {}
+    for fault in FAULTS:
+        name, of_it = _named_with_length(fault), [sample for sample in samples if sample.name == fault.name]
+        outs = _seconds(one.out for one in of_it) or "stays in traffic"
+        moves = _seconds(one.moved for one in of_it) or "nothing moved"
+        days = ", ".join(sorted({one.day for one in of_it}))
+        rows[name] = _row(name, len(of_it), outs, moves, _failed(of_it), fault.swarm, days) if of_it else ""
+    return rows
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"
 
 
 def _named_with_length(fault: Fault) -> str:

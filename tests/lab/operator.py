@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from tests.parts.images import python_image
 from tests.simulation.history import Fact
 
 APP = Path(__file__).parents[1] / "e2e" / "app.py"
-SERVICE = {
+SERVICE: dict[str, Any] = {
     "name": "web",
     "command": ["python3", "/app/app.py"],
     "env": {"PORT_HTTP": "8080"},
@@ -157,11 +157,11 @@ class Operator:
 
         return self.asked(asked)
 
-    def sends_to(self, asked: str, node: str, service: str = "web") -> bool:
-        """Whether a host's DNS and proxy send to what another host runs."""
+    def sends_to(self, asked: str, replicas: Collection[str], service: str = "web") -> bool:
+        """Whether a host's DNS and proxy send to one of these."""
         with urlopen(f"http://{switch.address(asked)}:7070/v1/table", timeout=5) as answer:
             endpoints = json.load(answer)["services"][service].get("endpoints", [])
-        return any(one["node"] == node and one.get("state", "ready") == "ready" for one in endpoints)
+        return any(one["id"] in replicas and one.get("state", "ready") == "ready" for one in endpoints)
 
     def asked(self, ask: Callable[[str], T]) -> T:
         """Of the first host that is on, has no fault, and answers."""
