@@ -198,6 +198,7 @@ class SlotState(Document, frozen=True, kw_only=True):
     last_failure: float = 0.0
     retry_at: float = 0.0
     node: str = ""  # that failed it last
+    why: str = ""  # how, in the agent's words
     nodes: list[str] = []  # that failed it, the last few
     release: int = 0  # that failed
     since: float = 0.0  # when the first of these failures was placed
@@ -346,6 +347,7 @@ class NodeReport(Document, frozen=True, kw_only=True):
     capacity: Capacity = Capacity()
     reserved: Capacity = Capacity()  # of that, kept for the node itself
     replicas: list[ReplicaReport] = []
+    remembered: bool = False  # they are as an earlier life of the agent told them: this one has not seen its engine yet
     problems: list[str] = []  # ports taken, engine away, …: shown by `mesh nodes`
 
 

@@ -25,6 +25,7 @@ def after_failure(
     placed: float,
     unready_since: float,
     now: float,
+    why: str = "",
 ) -> SlotState:
     """The slot's memory after one more failed attempt, which was placed then and there.
 
@@ -39,6 +40,7 @@ def after_failure(
         last_failure=now,
         retry_at=max(now, min(placed, now) + delay),
         node=node,
+        why=why,
         nodes=[*(name for name in old.nodes if name != node), node][-MAX_NODES:],
         release=release,
         since=old.since,

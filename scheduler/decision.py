@@ -19,7 +19,7 @@ from mesh.scheduler.classify import Buckets, Replica
 from mesh.scheduler.hosts import Condition, Hosts
 from mesh.scheduler.placement import Holding, Placement, Refusal, Request
 from mesh.scheduler.plan import MAX_PENDING, Story
-from mesh.scheduler.sentences import ending, listed
+from mesh.scheduler.sentences import ending, how_ended, listed
 from mesh.scheduler.service.rollout import Served
 from mesh.spec.service import Restart
 from mesh.units import format_numbers, parse_numbers
@@ -240,6 +240,7 @@ class Decision:
             placed=replica.assignment.placed,
             unready_since=replica.since,
             now=self.given.scene.now,
+            why=how_ended(replica.report),
         )
         self.update(slots={**self.plan.slots, slot: state})
         self.story.tell("failed:", f"{replica.id} on {replica.node}{ending(replica.report)}")

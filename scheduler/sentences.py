@@ -17,7 +17,13 @@ def listed(things: Sequence[str], most: int = MAX_NAMED) -> str:
 
 
 def ending(report: ReplicaReport | None) -> str:
-    """How a replica ended: ` (exited with code 1: no such file)`."""
+    """How a replica ended, to be added: ` (exited with code 1: no such file)`."""
+    how = how_ended(report)
+    return how and f" ({how})"
+
+
+def how_ended(report: ReplicaReport | None) -> str:
+    """`exited with code 1: no such file`; empty where nobody has said."""
     if report is None or not (report.message or report.exit):
         return ""
     how = " ".join(report.message.split())[:MAX_MESSAGE]
@@ -25,7 +31,7 @@ def ending(report: ReplicaReport | None) -> str:
         how = how or f"exit {report.exit.code}"
         if report.exit.oom and "memory" not in how:
             how = f"out of memory: {how}"
-    return f" ({how})"
+    return how
 
 
 def size_text(size: int) -> str:

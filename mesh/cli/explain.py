@@ -9,11 +9,13 @@ from typing import Any
 from mesh import console
 from mesh.cli import forecasts
 from mesh.cli.base import Failed
+from mesh.model import ReplicaState
 from mesh.scheduler import placement
 from mesh.scheduler.forecast.cluster import Cluster, Replica, Service
-from mesh.scheduler.forecast.end_state import Waiting, engine_nodes, forecast, slot_order
+from mesh.scheduler.forecast.end_state import Waiting, avoided, engine_nodes, forecast, slot_order
 from mesh.scheduler.forecast.live_cluster import live_cluster
 from mesh.scheduler.placement import Request, Verdict
+from mesh.scheduler.sentences import how_ended
 from mesh.suggestion import suggestion
 from mesh.view import View
 
@@ -48,11 +50,13 @@ def explain(view: View, name: str, node: str | None, *, as_json: bool) -> None:
     waiting = [only(one, node) for one in _waiting(view, cluster, name)]
     placed = _placed(cluster, name, node)
     more = _one_more(cluster, name, node) if node is not None else None
+    failed = _failed(view, cluster, name, node)
     if as_json:
         console.print_json({
             "service": name,
             "pending": forecasts.waiting_json(waiting),
             "placed": [_placed_json(one) for one in placed],
+            "failed": failed,
             **({"node": _verdict_json(more)} if more else {}),
         })  # fmt: skip
         return
@@ -60,6 +64,8 @@ def explain(view: View, name: str, node: str | None, *, as_json: bool) -> None:
         console.say(f"{name}: nothing waits, and nothing runs{f' on {node}' if node else ''}")
     _show_placed(placed)
     forecasts.show_waiting(waiting)
+    for where, how in failed.items():
+        console.say(f"{where} has failed it lately and comes last{how and f': {how}'}")
     if more:
         console.say(f"\none more of {name} on {more.node}: {more.why_not or score_text(more)}")
 
@@ -94,7 +100,8 @@ def _judged(cluster: Cluster, service: Service, living: Sequence[Replica], repli
     if service.blueprint is None:
         return Placed(replica, Verdict(replica.node, service.why), 0, 0)
     bound = service.kind == "global" or service.blueprint.spec.volumes
-    request = Request(service.name, replica.slot, service.blueprint, only=replica.node if bound else None)
+    request = Request(service.name, replica.slot, service.blueprint, only=replica.node if bound else None,
+                      avoid=_avoided(cluster, service.name))  # fmt: skip
     nodes = engine_nodes(cluster, living, {replica.id}, evictable=False)
     verdicts = placement.explain(request, nodes, cluster.strategy)
     fit = [verdict.node for verdict in verdicts if not verdict.why_not]
@@ -109,8 +116,22 @@ def _one_more(cluster: Cluster, name: str, node: str) -> Verdict:
         return Verdict(node, service.why)
     living = [one for one in cluster.replicas if one.holds_room and cluster.lives(one.node)]
     nodes = engine_nodes(cluster, living, evictable=False)
-    verdicts = placement.explain(Request(name, 0, service.blueprint), nodes, cluster.strategy)
+    request = Request(name, 0, service.blueprint, avoid=_avoided(cluster, name))
+    verdicts = placement.explain(request, nodes, cluster.strategy)
     return next((verdict for verdict in verdicts if verdict.node == node), Verdict(node, "does not answer"))
+
+
+def _avoided(cluster: Cluster, name: str) -> frozenset[str]:
+    return avoided(cluster).get(name, frozenset())
+
+
+def _failed(view: View, cluster: Cluster, name: str, node: str | None) -> dict[str, str]:
+    """The nodes that failed its release lately, with how as far as somebody knows: `there is no network shop …`."""
+    plan = view.plans.get(name)
+    how = {state.node: state.why for state in plan.slots.values()} if plan else {}
+    how |= {where: how_ended(one) for where, seen in view.nodes.items() for one in seen.report.replicas
+            if one.service == name and one.state is ReplicaState.FAILED}  # fmt: skip
+    return {where: how.get(where, "") for where in sorted(_avoided(cluster, name)) if node in (None, where)}
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

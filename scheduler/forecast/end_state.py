@@ -139,7 +139,7 @@ class _Course:
         self._placed: dict[str, Replica] = {}
         self._stopped: list[Stopped] = []
         self._pins = _pins(cluster)
-        self._avoid = _avoided(cluster)
+        self._avoid = avoided(cluster)
 
     def run(self) -> Forecast:
         decided = _Round()
@@ -307,7 +307,7 @@ def _pins(cluster: Cluster) -> dict[_Seat, str]:
     return {seat: node for seat, (_, _, node) in last.items()}
 
 
-def _avoided(cluster: Cluster) -> dict[str, frozenset[str]]:
+def avoided(cluster: Cluster) -> dict[str, frozenset[str]]:
     """For each service the nodes that failed a replica of its release."""
     failed: dict[str, set[str]] = defaultdict(set)
     for replica in cluster.replicas:

@@ -17,6 +17,7 @@ from mesh.model import (
     ReplicaReport,
     ReplicaState,
     ServicePlan,
+    SlotState,
 )
 from mesh.spec.service import parse_spec
 from tests.cli.conftest import Kv, Mesh
@@ -195,6 +196,22 @@ def test_explain_one_node(mesh: Mesh, kv: Kv) -> None:
     assert answer["node"] == {"node": "n1", "why_not": "is paused", "score": {}}
     assert answer["pending"][0]["reasons"] == {"n1": "is paused"}
     assert mesh("explain", "web", "n2", "--json").json["node"]["why_not"] == "does not answer"
+
+
+def test_explain_names_a_node_that_lacks_the_network_though_it_runs_elsewhere(mesh: Mesh, kv: Kv) -> None:
+    running(kv)
+    report(kv, NodeReport(node="n2", address="10.0.0.2", capacity=Capacity(cpu=1000, memory=2**30)))
+    spec = parse_spec({**WEB, "network": "shop"})
+    release = Release(number=1, hash=spec.digest(), spec=spec.canonical(), good=True)
+    lacks = "there is no network shop on node n2: `docker network create shop` there"
+    slots = {"1": SlotState(failures=1, node="n2", nodes=["n2"], why=lacks, release=1)}
+    kv.put(kv.keys.service("web"), spec.canonical())
+    kv.put(kv.keys.service_plan("web"), ServicePlan(service="web", desired=1, releases=[release], slots=slots))
+    answer = mesh("explain", "web", "n2", "--json").json
+    assert answer["failed"] == {"n2": lacks}
+    assert answer["node"]["score"]["failed before"] == 1
+    assert f"n2 has failed it lately and comes last: {lacks}" in mesh("explain", "web").out
+    assert mesh("explain", "web", "n1", "--json").json["failed"] == {}
 
 
 def test_explain_tells_what_the_scheduler_waits_for(mesh: Mesh, kv: Kv) -> None:

@@ -257,6 +257,7 @@ def test_a_killed_replica_is_replaced_at_once_in_its_slot_on_another_node() -> N
     assert world.node_of(world.ready()[0]) != node
     assert any("failed: web-1-0000 on n1 (out of memory: exit 137)" in event for event in world.events())
     assert world.plans["web"].events[-1].cause == "web-1-0000 failed"
+    assert (world.plans["web"].slots["1"].node, world.plans["web"].slots["1"].why) == ("n1", "out of memory: exit 137")
 
 
 def test_a_crash_loop_backs_off() -> None:
