@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from dnslib import QTYPE, RCODE, DNSRecord
 
 from bench.engine import COMMAND, IMAGE
-from tests.parts.consul import ConsulServer, free_port
+from tests.parts.consul import ConsulServer
+from tests.parts.ports import free_port
 
 BIN = Path(sys.executable).parent
 PATIENCE = 60.0

@@ -18,7 +18,8 @@ from bench.processes import cpu_seconds, pin, resident
 from mesh.dataplane.worker import DnsArguments
 from mesh.dataplane.workers import Workers
 from mesh.table import Table
-from tests.parts.consul import ConsulServer, free_port
+from tests.parts.consul import ConsulServer
+from tests.parts.ports import free_port
 
 PATIENCE = 60.0
 

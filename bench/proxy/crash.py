@@ -22,7 +22,7 @@ from bench.proxy.world import backends, make_certificate
 from mesh.dataplane.newcomer import STAND_BY_AFTER
 from mesh.dataplane.worker import ProxyArguments
 from mesh.dataplane.workers import Workers
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
 
 WORKERS = 2
 

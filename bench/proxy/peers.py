@@ -21,7 +21,7 @@ from bench.proxy.world import PATIENCE, Backends, Certificate, listening
 from mesh.dataplane.worker import ProxyArguments
 from mesh.dataplane.workers import Workers
 from mesh.table import Table, parse_table
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
 
 KINDS = ("http", "tls", "ws", "redis", "bulk")
 

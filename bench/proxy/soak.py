@@ -26,7 +26,7 @@ from bench.proxy.world import SMALL, listening
 from mesh.dataplane.worker import ProxyArguments
 from mesh.dataplane.workers import Workers
 from mesh.table import Table, parse_table
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
 
 DRAIN = 2.0
 """Seconds from an endpoint's leave to its end: a spec's `stop.drain` is more."""

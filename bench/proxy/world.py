@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import LOAD_CORE, running
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
 
 PATIENCE = 30.0
 SMALL = b"x" * 90

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,11 @@ from mesh.table import Table, TableDelta
 from mesh.view import decode_document, encode_document
 from tests.fakes.runtime import FakeRuntime, Ground, Program
 from tests.fakes.store import FakeStore
+from tests.patience import until
 
 WEB: dict[str, Any] = {
     "name": "web", "image": "web", "ports": {"http": {"port": 80}}, "stop": {"drain": "100ms", "grace": "1s"},
 }  # fmt: skip
-
-
-async def until(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + 20
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        await asyncio.sleep(0.005)
-    return value
 
 
 class World:
@@ -314,10 +306,7 @@ async def test_a_lost_session_is_replaced(world: World) -> None:
             now = await world.store.get("mesh/observed/nodes/n1")
             return bool(now and now.session and now.session != entry.session)
 
-        deadline = time.monotonic() + 20
-        while not await held_again():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(held_again, "the node is held again")
         world.runtime.end("web-1-aaaa")
         await world.until_state("web-1-aaaa", "failed")
 

@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import dnslib
 import pytest
@@ -23,22 +22,10 @@ from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.view import decode_document, encode_document
+from tests.parts.ports import free_port
+from tests.patience import eventually
 
 MESH = [sys.executable, "-c", "from mesh.cli import main; main()"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 30
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def answer(port: int, name: str) -> tuple[int, list[str]] | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,14 +14,7 @@ from mesh.dataplane.newcomer import Newcomer, hear_of_place
 from mesh.dataplane.worker import ProxyArguments
 from mesh.dataplane.workers import Workers
 from mesh.table import Table
-
-
-async def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"no {what} within 20 s"
-        await asyncio.sleep(0.01)
-    return found
+from tests.patience import until
 
 
 class World:

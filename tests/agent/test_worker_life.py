@@ -19,22 +19,10 @@ from mesh.dataplane.worker import Arguments, DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, orphans
 from mesh.metrics import merge
 from mesh.table import Endpoint, Table, TablePort, TableService
+from tests.parts.ports import free_port
+from tests.patience import until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 30
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        await asyncio.sleep(0.01)
-    return value
 
 
 class World:

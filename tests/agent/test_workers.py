@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import dnslib
 import msgspec
@@ -18,20 +17,8 @@ import pytest
 from mesh.dataplane.worker import DnsArguments, ProxyArguments
 from mesh.dataplane.workers import Workers, orphans, refused_addresses
 from mesh.table import Endpoint, Table, TablePort, TableService
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 20
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        await asyncio.sleep(0.01)
-    return value
+from tests.parts.ports import free_port
+from tests.patience import until
 
 
 def table(*services: str) -> Table:

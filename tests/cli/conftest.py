@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 from mesh.cli.app import run
 from mesh.keys import Keys
 from mesh.view import encode_document
+from tests.parts.ports import free_port
 
 DEADLINE = 20.0
 
@@ -58,12 +58,6 @@ class Kv:
                 return json.loads(answer.read())
         except urllib.error.HTTPError:
             return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from mesh.autoscaling.telling import Explanation
 from mesh.model import Leader, Release, ScaleChange, ScaleState, ServicePlan
 from mesh.scheduler.autoscale.model import MetricDecision
 from mesh.spec.service import parse_spec
-from tests.cli.conftest import Kv, Mesh, free_port
+from tests.cli.conftest import Kv, Mesh
+from tests.parts.ports import free_port
 
 WHY = "25 requests in flight per replica, 10 are wanted: 2 -> 5; max is 5"
 CHANGE = ScaleChange(time=1000.0, current=2, replicas=5, recommendation=6, metric="in_flight", limit="max", why=WHY)

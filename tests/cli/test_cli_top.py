@@ -20,7 +20,8 @@ from mesh.cli.top import number, share
 from mesh.cli.top import time as shown_time
 from mesh.dataplane.load import EndpointLoad, LoadReport, LoadWindow, PortLoad
 from mesh.model import NodeReport, ReplicaReport, ReplicaState, ServicePlan
-from tests.cli.conftest import Kv, Mesh, free_port
+from tests.cli.conftest import Kv, Mesh
+from tests.parts.ports import free_port
 
 
 def load(node: str) -> LoadReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from mesh.runtime.docker import DockerRuntime
 from mesh.runtime.process import ProcessRuntime
 from mesh.spec.service import parse_spec
 from tests.fakes.runtime import FakeRuntime, Ground, Program
+from tests.patience import until
 
 DEADLINE = 20.0
 
@@ -87,7 +88,7 @@ class Lab:
             instance = await self.find(id, runtime)
             return instance if instance and instance.state is InstanceState.EXITED else None
 
-        instance: Instance = await eventually(ended)
+        instance: Instance = await until(ended)
         return instance
 
     async def says(self, id: str, text: bytes) -> None:
@@ -96,16 +97,7 @@ class Lab:
         async def printed() -> bool:
             return text in [line.strip() async for line in self.runtime.logs(id)]
 
-        await eventually(printed)
-
-
-async def eventually(look: Callable[[], Awaitable[Any]]) -> Any:
-    """What `look` returns once it is true."""
-    deadline = asyncio.get_running_loop().time() + DEADLINE
-    while not (found := await look()):
-        assert asyncio.get_running_loop().time() < deadline, "it did not come true"
-        await asyncio.sleep(0.01)
-    return found
+        await until(printed)
 
 
 @asynccontextmanager

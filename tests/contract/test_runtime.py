@@ -22,10 +22,10 @@ from tests.contract.runtimes import (
     SLEEP,
     STUBBORN,
     Lab,
-    eventually,
     lab,
 )
 from tests.parts.images import tiny_image
+from tests.patience import until
 
 
 @pytest.fixture(scope="module")
@@ -233,4 +233,4 @@ async def test_many_at_once(here: Lab) -> None:
     async def all_ended() -> bool:
         return all(one.state is InstanceState.EXITED for one in await here.runtime.instances())
 
-    await eventually(all_ended)
+    await until(all_ended)

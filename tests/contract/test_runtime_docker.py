@@ -19,9 +19,10 @@ from mesh.runtime import ImageMissing, InstanceState, RuntimeFault, RuntimeUnava
 from mesh.runtime.docker import DockerRuntime, docker_available
 from mesh.runtime.docker_engine import Engine
 from mesh.spec.service import parse_spec
-from tests.contract.runtimes import DEADLINE, SLEEP, Lab, eventually, lab
+from tests.contract.runtimes import DEADLINE, SLEEP, Lab, lab
 from tests.parts.docker import PrivateEngine
 from tests.parts.images import python_image, tiny_image
+from tests.patience import until
 
 pytestmark = pytest.mark.docker
 
@@ -92,7 +93,7 @@ async def test_the_container_is_as_the_spec_says(here: Lab, client: Any, image: 
 
 async def test_direct_containers_are_reached_at_their_own_address(here: Lab) -> None:
     started = await here.start(HTTPD, ports={"http": {"port": 80, "target": 8080}})
-    await eventually(lambda: answers(started.address, started.ports["http"]))
+    await until(lambda: answers(started.address, started.ports["http"]))
 
 
 async def test_published_containers_are_reached_at_the_nodes_address(image: str, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ async def test_published_containers_are_reached_at_the_nodes_address(image: str,
         assert started.address == "127.0.0.1"
         assert started.ports["http"] != 8080
         assert await here.find(started.id) == started
-        await eventually(lambda: answers("127.0.0.1", started.ports["http"]))
+        await until(lambda: answers("127.0.0.1", started.ports["http"]))
 
 
 async def test_a_static_port_is_published_and_a_taken_one_named(here: Lab, client: Any) -> None:
@@ -115,7 +116,7 @@ async def test_a_static_port_is_published_and_a_taken_one_named(here: Lab, clien
             await here.runtime.start(launch)
         assert await here.runtime.instances() == []
     await here.runtime.start(launch)
-    await eventually(lambda: answers("127.0.0.1", ports["http"]["host_port"]))
+    await until(lambda: answers("127.0.0.1", ports["http"]["host_port"]))
 
 
 async def test_out_of_memory_is_told(here: Lab) -> None:
@@ -166,7 +167,7 @@ async def test_a_container_in_a_network_of_its_own_is_reached(
         async def served() -> bool:
             return await answers(started.address, started.ports["http"])
 
-        await eventually(served)
+        await until(served)
 
 
 async def test_a_network_that_is_not_there(here: Lab) -> None:
@@ -261,7 +262,7 @@ async def test_exec_that_takes_too_long_leaves_nothing_running(here: Lab) -> Non
     async def gone() -> bool:
         return b"1234" not in (await here.runtime.exec(started.id, ["ps"])).output
 
-    await eventually(gone)
+    await until(gone)
 
 
 async def test_streams_that_are_left_end_their_threads(here: Lab) -> None:
@@ -275,7 +276,7 @@ async def test_streams_that_are_left_end_their_threads(here: Lab) -> None:
     async def ended() -> bool:
         return not [thread for thread in threading.enumerate() if thread.name == "docker stream"]
 
-    await eventually(ended)
+    await until(ended)
 
 
 async def test_the_gateway_is_an_address_of_this_host(here: Lab) -> None:

@@ -18,7 +18,8 @@ from mesh.runtime import InstanceState, RuntimeFault
 from mesh.runtime.process import ProcessRuntime
 from mesh.runtime.process_table import ProcessId, processes_with
 from mesh.spec.service import parse_spec
-from tests.contract.runtimes import FAIL, POLITE, SLEEP, Lab, eventually, lab
+from tests.contract.runtimes import FAIL, POLITE, SLEEP, Lab, lab
+from tests.patience import until
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ async def test_nothing_is_left_behind_not_even_in_sessions_of_its_own(here: Lab,
     async def all_there() -> bool:
         return len(descendants(folder)) >= 4
 
-    await eventually(all_there)
+    await until(all_there)
     await here.runtime.signal_and_wait(started.id, "SIGTERM", 5)
     assert descendants(folder) == []
     await here.runtime.remove(started.id)
@@ -217,7 +218,7 @@ async def test_exec_kills_what_takes_too_long_and_bounds_its_output(here: Lab, t
         left = descendants(tmp_path / "state" / "replicas" / started.id)
         return not any(b"4321" in command_line(process.pid) for process in left)
 
-    await eventually(gone)
+    await until(gone)
     result = await here.runtime.exec(started.id, ["head", "-c", "3000000", "/dev/zero"])
     assert (result.code, len(result.output)) == (0, 2**20)
 
@@ -228,7 +229,7 @@ async def test_signals_that_the_agent_ignores_are_not_ignored_in_the_program(her
     async def said() -> list[bytes]:
         return [line async for line in here.runtime.logs(started.id)]
 
-    ignored = int((await eventually(said))[0].split()[1], 16)
+    ignored = int((await until(said))[0].split()[1], 16)
     assert not [number for number in signal.Signals if ignored & 1 << (number - 1)]
 
 

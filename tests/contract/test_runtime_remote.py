@@ -10,7 +10,7 @@ import pytest
 
 from mesh.runtime import InstanceState, RuntimeUnavailable
 from mesh.runtime.docker import DockerRuntime, docker_available
-from tests.contract.runtimes import SLEEP, Lab, eventually, lab
+from tests.contract.runtimes import SLEEP, Lab, lab
 from tests.contract.test_runtime import (
     test_a_started_replica_runs_and_is_listed,
     test_after_the_event_of_an_end_the_listing_says_so,
@@ -24,6 +24,7 @@ from tests.contract.test_runtime import (
 from tests.contract.test_runtime_docker import HTTPD, answers
 from tests.parts.images import tiny_image
 from tests.parts.remote import RemoteHost, issue
+from tests.patience import until
 
 __all__ = [
     "test_a_started_replica_runs_and_is_listed",
@@ -71,7 +72,7 @@ async def test_a_published_port_is_reached_at_the_engines_host(here: Lab, host: 
     async def served() -> bool:
         return await answers(started.address, started.ports["http"])
 
-    await eventually(served)
+    await until(served)
 
 
 # ── ssh ──────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +113,7 @@ async def test_a_lost_ssh_connection_is_made_again(
             return False
         return instance is not None and instance.state is InstanceState.RUNNING
 
-    await eventually(found)
+    await until(found)
 
 
 async def why_not(docker_host: str) -> str:
@@ -152,7 +153,7 @@ async def test_why_tls_does_not_reach_an_engine(
     async def refused() -> bool:  # or the connection is reset before the alert is read
         return f"does not accept our certificate {tmp_path}/cert.pem" in await why_not(host.tls)
 
-    await eventually(refused)
+    await until(refused)
 
     monkeypatch.delenv("DOCKER_CERT_PATH")
     monkeypatch.delenv("DOCKER_TLS_VERIFY")

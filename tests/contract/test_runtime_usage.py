@@ -11,8 +11,9 @@ import pytest
 
 from mesh.runtime import MeteredRuntime
 from mesh.runtime.usage import Cgroup, Usage, of_stats
-from tests.contract.runtimes import FAIL, SLEEP, Lab, eventually, lab
+from tests.contract.runtimes import FAIL, SLEEP, Lab, lab
 from tests.parts.images import tiny_image
+from tests.patience import until
 
 BUSY = "while :; do :; done"
 
@@ -42,13 +43,13 @@ async def test_the_cpu_of_a_busy_replica_grows_and_that_of_an_idle_one_does_not(
         told = await used(here, busy.id, idle.id)
         return told if len(told) == 2 else None
 
-    before = await eventually(both)
+    before = await until(both)
 
     async def grown() -> bool:
         now = await used(here, busy.id)
         return bool(now[busy.id].cpu > before[busy.id].cpu + 0.1)
 
-    await eventually(grown)
+    await until(grown)
     after = await used(here, busy.id, idle.id)
     assert after[idle.id].cpu - before[idle.id].cpu < 0.1
     assert 0 < after[idle.id].memory < 2**27
@@ -57,7 +58,7 @@ async def test_the_cpu_of_a_busy_replica_grows_and_that_of_an_idle_one_does_not(
 async def test_who_does_not_run_is_left_out(here: Lab) -> None:
     running, ended = await here.start(SLEEP), await here.start(FAIL)
     await here.exited(ended.id)
-    told = await eventually(lambda: used(here, running.id, ended.id, "web-9-none"))
+    told = await until(lambda: used(here, running.id, ended.id, "web-9-none"))
     assert told.keys() == {running.id}
 
 
@@ -67,7 +68,7 @@ async def test_an_engine_tells_the_same_as_the_kernels_files(
 ) -> None:
     async with lab("docker", tmp_path, image) as here:
         busy = await here.start(BUSY)
-        files = (await eventually(lambda: used(here, busy.id)))[busy.id]
+        files = (await until(lambda: used(here, busy.id)))[busy.id]
         monkeypatch.setattr(Cgroup, "of", lambda pid, container: None)
         here.runtime = here.open()
         engine = (await used(here, busy.id))[busy.id]

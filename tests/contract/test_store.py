@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from mesh.store.embedded import EmbeddedStore
 from mesh.store.marks import marked
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
+from tests.patience import until
 
 DEADLINE = 30.0
 GONE = "adf4238a-882b-9ddc-4a9d-5b6758e4159e"
@@ -95,12 +96,6 @@ async def watch(store: Store) -> AsyncIterator[Callable[[str], Watching]]:
     yield begin
     for each in watches:
         await each.close()
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not await holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 async def index_of(store: Store, key: str) -> int:
@@ -567,7 +562,7 @@ async def test_a_renewed_session_lives_on(store: Store) -> None:
         assert await store.renew_session(kept)
         return await store.session_name(other) is None
 
-    await eventually(other_ended)
+    await until(other_ended)
     assert await store.renew_session(kept)
 
 
@@ -581,7 +576,7 @@ async def test_lock_delay_keeps_an_invalidated_lock_from_the_next(store: Store) 
     assert not await store.acquire("t/lock", b"", other)
     refused = await store.txn([Op("lock", "t/lock", session=other)])
     assert "lock delay" in refused.errors[0]
-    await eventually(lambda: store.acquire("t/lock", b"", other))
+    await until(lambda: store.acquire("t/lock", b"", other))
 
 
 async def test_a_lock_step_with_a_dead_session_is_refused(store: Store) -> None:

@@ -22,7 +22,9 @@ from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.embedded_db import Database, DatabaseError
 from mesh.store.embedded_state import Draft
-from tests.parts.consul import consul_binary, free_port
+from tests.parts.consul import consul_binary
+from tests.parts.ports import free_port
+from tests.patience import until
 
 DEADLINE = 30.0
 MAIN = [sys.executable, "-m", "tests.parts.embedded_main"]
@@ -60,12 +62,6 @@ async def store(server: EmbeddedStore) -> AsyncIterator[ConsulStore]:
 async def http(server: EmbeddedStore) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(server.address) as session:
         yield session
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not await holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 # ── Consul's own program ─────────────────────────────────────────────────────────────────────
@@ -152,7 +148,7 @@ async def test_a_blocking_query_wakes_for_its_own_keys_alone(
     async def all_wait() -> bool:
         return server.blocking_queries == 3
 
-    await eventually(all_wait)
+    await until(all_wait)
     await store.put("c", b"")
     await store.put("a/10", b"other")
     before, after = await asyncio.wait_for(prefix, DEADLINE)
@@ -381,7 +377,7 @@ async def fill_and_recover(store: ConsulStore, folder: Path, make_room: Callable
             return await store.put("after", big)
         return False
 
-    await eventually(takes_writes)
+    await until(takes_writes)
     entry = await store.get("after")
     assert entry
     assert entry.value == big
@@ -444,9 +440,9 @@ async def test_a_session_that_ends_while_the_disk_is_full_ends_afterwards(
     monkeypatch.setattr("mesh.store.embedded.RETRY_EXPIRY", 0.01)
     with monkeypatch.context() as full:
         full.setattr(Database, "commit", refuse)
-        await eventually(was_tried_again)
+        await until(was_tried_again)
         assert not await is_free()
-    await eventually(is_free)
+    await until(is_free)
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────
@@ -464,7 +460,7 @@ async def test_a_clock_that_jumps_ends_no_session(store: ConsulStore, monkeypatc
     async def short_ended() -> bool:
         return await store.session_name(short) is None
 
-    await eventually(short_ended)
+    await until(short_ended)
     assert await store.renew_session(session)
 
 

@@ -19,7 +19,8 @@ from mesh.store import Change, Op, StoreDenied, StoreError, StoreRejected, Store
 from mesh.store.consul import ConsulStore
 from mesh.store.diagnosis import diagnose
 from mesh.store.embedded import EmbeddedStore
-from tests.parts.consul import ConsulServer, consul_binary, free_port
+from tests.parts.consul import ConsulServer, consul_binary
+from tests.parts.ports import free_port
 
 DEADLINE = 30.0
 

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from mesh.store.embedded import EmbeddedStore
 from mesh.store.lease import Held, KeptSession, Lock
 from tests.fakes.store import FakeStore
 from tests.parts.consul import ConsulServer
+from tests.patience import soon, until
 
 DEADLINE = 30.0
 TTL = 1.0
@@ -61,17 +62,6 @@ async def fake() -> AsyncIterator[FakeStore]:
     await fake.close()
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not await holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
-async def soon(waiting: Awaitable[None]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        await waiting
-
-
 async def holder(store: Store) -> str | None:
     entry = await store.get(KEY)
     return entry.session if entry else None
@@ -91,7 +81,7 @@ async def test_a_kept_session_outlives_its_ttl(store: Store) -> None:
     async def other_ended() -> bool:
         return await store.session_name(unkept) is None
 
-    await eventually(other_ended)
+    await until(other_ended)
     assert not session.is_lost
     assert session.age < DEADLINE
     await session.close()
@@ -113,13 +103,13 @@ async def test_a_session_is_not_lost_while_the_store_is_away(fake: FakeStore) ->
         async def old() -> bool:
             return session.age > 0.2
 
-        await eventually(old)
+        await until(old)
         assert not session.is_lost
 
     async def renewed() -> bool:
         return session.age < 0.2
 
-    await eventually(renewed)
+    await until(renewed)
     assert not session.is_lost
     await session.close()
 
@@ -205,7 +195,7 @@ async def test_waiting_ends_by_cancellation_and_leaves_no_session(fake: FakeStor
     async def waits() -> bool:
         return len(fake.sessions) == 2
 
-    await eventually(waits)
+    await until(waits)
     waiting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await waiting
@@ -251,7 +241,7 @@ async def test_a_stopped_holder_cannot_write_behind_its_fence(tmp_path: Path) ->
         return await store.get("t/work") is not None
 
     try:
-        await eventually(works)
+        await until(works)
         process.send_signal(signal.SIGSTOP)
         async with asyncio.timeout(DEADLINE):
             lock = await lease.acquire(store, KEY, b"", "next", TTL)

@@ -6,44 +6,24 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from tests.parts.ports import free_port
+from tests.patience import eventually
+
 APP = Path(__file__).with_name("app.py")
 MESH = Path(sys.executable).with_name("mesh")
 
 _T = TypeVar("_T")
-
-
-def eventually(look: Callable[[], _T | None], what: str, within: float = 30.0) -> _T:
-    """The first truthy result of `look`; it is asked again until then, also where it raises an OSError or so."""
-    deadline = time.monotonic() + within
-    seen: object = None
-    while time.monotonic() < deadline:
-        try:
-            result = look()
-            if result:
-                return result
-            seen = result
-        except (OSError, ValueError, KeyError, AssertionError, http.client.HTTPException) as error:
-            seen = error
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {within:g} s; last seen: {seen!r}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

@@ -17,9 +17,10 @@ from typing import Any
 import docker
 import pytest
 
-from tests.e2e.harness import APP, Cluster, Process, Split, dev, eventually, service
+from tests.e2e.harness import APP, Cluster, Process, Split, dev, service
 from tests.parts.consul import ConsulServer
 from tests.parts.images import python_image
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.dig, pytest.mark.consul]
 

@@ -9,9 +9,10 @@ from typing import Any
 import docker
 import pytest
 
-from tests.e2e.harness import Split, eventually
+from tests.e2e.harness import Split
 from tests.parts.consul import ConsulServer
 from tests.parts.images import tiny_image
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.consul, pytest.mark.root, pytest.mark.dig]
 

@@ -12,10 +12,11 @@ from typing import Any
 import docker
 import pytest
 
-from tests.e2e.harness import APP, Load, Split, eventually, service
+from tests.e2e.harness import APP, Load, Split, service
 from tests.parts.consul import ConsulServer
 from tests.parts.docker import PrivateEngine
 from tests.parts.images import python_image, tiny_image
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.consul, pytest.mark.root, pytest.mark.dig]
 

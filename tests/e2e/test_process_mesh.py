@@ -14,18 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    Cluster,
-    Load,
-    Process,
-    app_pids,
-    descendants,
-    dev,
-    eventually,
-    free_port,
-    runs_app,
-    service,
-)
+from tests.e2e.harness import Cluster, Load, Process, app_pids, descendants, dev, runs_app, service
+from tests.parts.ports import free_port
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.dig]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Split, eventually
+from tests.e2e.harness import Split
 from tests.parts.consul import ConsulServer
 from tests.parts.images import tiny_image
 from tests.parts.remote import RemoteHost
+from tests.patience import eventually
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.docker, pytest.mark.consul, pytest.mark.root, pytest.mark.dig,

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,25 +22,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestbook import entries, redis, resolve, web
+from tests.parts.ports import free_port
+from tests.patience import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise TimeoutError(f"nothing listens on {port}")
+    def listens() -> bool:
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+
+    eventually(listens, f"somebody listens on {port}")
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from mesh.settings import StoreSettings
+from tests.parts.ports import free_port
 
 START_TIMEOUT = 30.0
 """Seconds for a server alone to elect itself."""
@@ -22,19 +22,6 @@ START_TIMEOUT = 30.0
 
 def consul_binary() -> str:
     return os.environ.get("MESH_TEST_CONSUL", "consul")
-
-
-def free_port() -> int:
-    """A port that is free on loopback for TCP and UDP (Consul's gossip uses both)."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class ConsulServer:

@@ -17,8 +17,9 @@ from mesh.proxy import access_log
 from mesh.proxy.access_log import AccessLog
 from mesh.proxy.server import ProxyServer
 from mesh.table import Rule, TableRoute, Target
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import GET, OK, Mesh, answering, until
+from tests.parts.ports import free_port
+from tests.patience import until
+from tests.proxy_server.wire import GET, OK, Mesh, answering
 
 Lines = Callable[[], list[dict[str, Any]]]
 

@@ -14,7 +14,8 @@ from mesh.proxy.backend import Backend, Upstream
 from mesh.proxy.breaker import MIN_RESULTS, Breaker, BreakerPolicy, State, may_eject
 from mesh.proxy.window import BUCKETS, Window
 from mesh.table import Endpoint, TablePort, TableService
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering, until
+from tests.patience import until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering
 
 POLICY = BreakerPolicy()
 

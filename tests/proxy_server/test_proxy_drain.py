@@ -8,8 +8,9 @@ import socket
 import pytest
 
 from mesh.proxy import context, udp
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import GET, OK, PATIENCE, Mesh, answering, soon, until
+from tests.parts.ports import free_port
+from tests.patience import PATIENCE, soon, until
+from tests.proxy_server.wire import GET, OK, Mesh, answering
 
 
 async def closing(mesh: Mesh, seconds: float = 10.0, *, shared: bool = True) -> asyncio.Task[None]:

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from mesh.proxy import backend
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, answering, until
+from tests.parts.ports import free_port
+from tests.patience import until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, answering
 
 POST = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody"
 

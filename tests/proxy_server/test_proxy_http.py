@@ -10,7 +10,8 @@ import pytest
 
 from mesh.proxy import l7
 from mesh.proxy.server import ProxyServer
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream, soon, until
+from tests.patience import soon, until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream
 
 
 async def test_a_request_and_its_answer(mesh: Mesh) -> None:

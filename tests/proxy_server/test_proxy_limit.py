@@ -16,7 +16,8 @@ from mesh.proxy.access_log import AccessLog
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.limit import MAX_KEYS, Gate, TokenBucket, TokenBuckets
 from mesh.table import Table
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering, until
+from tests.patience import until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering
 
 
 class Guest:

@@ -12,8 +12,8 @@ from typing import cast
 import pytest
 
 from mesh.proxy.listener import Address, Listeners, Open, Opened, Serve, Wanted, serve_protocol, serve_sockets
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import soon, until
+from tests.parts.ports import free_port
+from tests.patience import soon, until
 
 
 class Greeter(asyncio.Protocol):

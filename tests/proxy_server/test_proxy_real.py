@@ -17,8 +17,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from mesh.table import Table
+from tests.patience import until
 from tests.proxy_server.test_proxy_table import WORKER
-from tests.proxy_server.wire import Mesh, Peer, Upstream, until
+from tests.proxy_server.wire import Mesh, Peer, Upstream
 
 MEGABYTE = b"m" * 2**20
 

@@ -18,8 +18,9 @@ import pytest
 import requests
 import websockets
 
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import Mesh, Upstream, until
+from tests.parts.ports import free_port
+from tests.patience import until
+from tests.proxy_server.wire import Mesh, Upstream
 
 WSGI = """
 def app(environ, start):

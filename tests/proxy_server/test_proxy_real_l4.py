@@ -18,10 +18,11 @@ import h2.events
 import pytest
 
 from mesh.table import Rule, TableRoute, Target
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
+from tests.patience import soon, until
 from tests.proxy_server import certificates
 from tests.proxy_server.test_proxy_tls import in_files
-from tests.proxy_server.wire import Mesh, Upstream, answering, soon, until
+from tests.proxy_server.wire import Mesh, Upstream, answering
 
 
 async def run(*command: str, given: bytes = b"") -> str:

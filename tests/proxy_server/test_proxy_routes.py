@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mesh.proxy.http1 import Request, parse_request
 from mesh.proxy.route import Meeting, Router, Split, compared_host, compared_path
 from mesh.table import Endpoint, RateLimit, Redirect, Rewrite, Rule, Table, TablePort, TableRoute, TableService, Target
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
 from tests.proxy_server.wire import Head, Mesh, Peer, Upstream, answering
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from mesh.proxy.context import Context
 from mesh.table import Table, TablePort, TableService, apply_delta, table_diff
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering, endpoint, until
+from tests.patience import until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering, endpoint
 
 
 async def test_requests_go_round(mesh: Mesh) -> None:

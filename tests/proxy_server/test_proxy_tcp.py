@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from mesh.proxy import context
 from mesh.proxy.flow import Flow
 from mesh.proxy.splice import Pipes
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import Mesh, Peer, Upstream, endpoint, soon, until
+from tests.parts.ports import free_port
+from tests.patience import soon, until
+from tests.proxy_server.wire import Mesh, Peer, Upstream, endpoint
 
 
 @pytest.fixture(params=["splice", "copy"])

@@ -19,11 +19,12 @@ from aiohttp import web
 from mesh.proxy import arrival, listener, server
 from mesh.proxy.server import ProxyServer
 from mesh.table import PemSource, ProxyProtocol, Rule, TableRoute, TableTls, Target
-from tests.parts.consul import free_port
+from tests.parts.ports import free_port
+from tests.patience import soon, until
 from tests.proxy_server import certificates
 from tests.proxy_server.certificates import Pair
 from tests.proxy_server.test_proxy_first_bytes import client_hello, records
-from tests.proxy_server.wire import GET, Mesh, Peer, Upstream, answering, soon, until
+from tests.proxy_server.wire import GET, Mesh, Peer, Upstream, answering
 
 pytestmark = pytest.mark.openssl  # makes the certificates
 

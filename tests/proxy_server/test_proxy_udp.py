@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from mesh.proxy import udp
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import Mesh, Upstream, endpoint, until
+from tests.parts.ports import free_port
+from tests.patience import until
+from tests.proxy_server.wire import Mesh, Upstream, endpoint
 
 
 class Datagrams(asyncio.DatagramProtocol):

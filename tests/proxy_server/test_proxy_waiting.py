@@ -12,8 +12,9 @@ import pytest
 from mesh.proxy.access_log import AccessLog
 from mesh.proxy.context import Context
 from mesh.table import ProxyProtocol, Rule, Table, TableRoute, Target
-from tests.parts.consul import free_port
-from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering, soon, until
+from tests.parts.ports import free_port
+from tests.patience import soon, until
+from tests.proxy_server.wire import GET, OK, Mesh, Peer, answering
 
 POST = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: %d\r\n\r\n"
 

@@ -15,32 +15,15 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from mesh.proxy.server import ProxyServer
 from mesh.table import Endpoint, ProxyProtocol, Table, TablePort, TableRoute, TableService
-from tests.parts.consul import free_port
-
-_T = TypeVar("_T")
-
-PATIENCE = 10.0
-"""Seconds after which something awaited counts as missing."""
+from tests.parts.ports import free_port
+from tests.patience import soon
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits for a condition."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE
-    while not condition():
-        assert loop.time() < deadline, f"not seen: {what}"
-        await asyncio.sleep(0.005)
-
-
-async def soon(awaitable: Awaitable[_T]) -> _T:
-    return await asyncio.wait_for(awaitable, PATIENCE)
 
 
 @dataclass(frozen=True)

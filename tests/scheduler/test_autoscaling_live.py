@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,7 @@ from mesh.model import (
 from mesh.settings import SchedulerSettings, StoreSettings
 from mesh.view import encode_document
 from tests.fakes.store import FakeStore
+from tests.patience import until
 
 KEYS = Keys()
 IN_FLIGHT = {"max": 6, "metrics": [{"in_flight": 10}]}
@@ -147,13 +148,6 @@ async def plan_of(store: FakeStore, name: str = "web") -> ServicePlan:
 async def state_of(store: FakeStore, name: str = "web") -> ScaleState | None:
     entry = await store.get(KEYS.scale_state(name))
     return msgspec.json.decode(entry.value, type=ScaleState) if entry else None
-
-
-async def until(condition: Callable[[], Awaitable[Any]], within: float = 20.0) -> Any:
-    async with asyncio.timeout(within):
-        while not (found := await condition()):  # noqa: ASYNC110 - what is waited for is no event
-            await asyncio.sleep(0.02)
-        return found
 
 
 async def desired(store: FakeStore, count: int, name: str = "web") -> None:

@@ -17,6 +17,7 @@ from mesh.autoscaling.prometheus import Prometheus, number_in
 from mesh.autoscaling.waiting import Waiting
 from mesh.dataplane.load import LoadReport
 from mesh.dataplane.waiting import WaitingReport
+from tests.patience import until
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 REPORT = msgspec.json.encode(LoadReport(node="n1", time=1.0, window=10.0, services={}))
@@ -33,12 +34,6 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for is no event
-            await asyncio.sleep(0.01)
 
 
 # ── agents ───────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from mesh.store.marks import mark_of
 from mesh.transactions import MAX_TXN_BYTES, transactions
 from mesh.view import View, encode_document
 from tests.fakes.store import FakeStore
+from tests.patience import until
 
 KEYS = Keys()
 
@@ -34,15 +35,6 @@ async def running(one: Scheduler) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], within: float = 10.0) -> None:
-    async with asyncio.timeout(within):
-        while True:
-            found = condition()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def add_node(store: FakeStore, name: str = "n1") -> str:
@@ -123,7 +115,7 @@ async def test_one_leads_and_the_other_takes_over_at_once_when_it_resigns() -> N
             await until(has_replicas(store, 1))
             assert not first.leads
     async with running(first):
-        await until(lambda: first.leads, within=2)
+        await until(lambda: first.leads)
         await wish(store, replicas=2)
         await until(has_replicas(store, 2))
 

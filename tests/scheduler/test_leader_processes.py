@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.view import encode_document
 from tests.parts.consul import ConsulServer
+from tests.patience import until
 
 KEYS = Keys()
 TTL = 1.0
@@ -76,14 +77,6 @@ class Cluster:
 
     async def leads(self, name: str) -> bool:
         return await self.leader() == name
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            if await condition():
-                return
-            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

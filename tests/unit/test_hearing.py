@@ -6,7 +6,6 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -14,6 +13,7 @@ import uvloop
 
 from mesh.hearing import PACES, Ear, Sign
 from mesh.probing import Echo, Ping, Prober
+from tests.patience import until
 
 NORMAL = PACES["normal"]
 
@@ -113,13 +113,6 @@ def test_a_blip_of_three_seconds_ends_before_anything_is_given_up() -> None:
 
 
 # ── on sockets ───────────────────────────────────────────────────────────────────────────────
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        await asyncio.sleep(0.01)
 
 
 def _listens(port: int) -> bool:
