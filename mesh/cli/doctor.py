@@ -53,15 +53,18 @@ def python(version: tuple[int, ...]) -> Finding:
     return Finding("python", "ok", f"Python {text}")
 
 
-def engine(answer: Mapping[str, Any] | str, wanted: str) -> Finding:
-    """`answer`: of the engine's /version, or why there is none; `wanted`: the agent's runtime."""
+def engine(answer: Mapping[str, Any] | str, wanted: str, *, here: bool = True) -> Finding:
+    """`answer`: of the engine's /version, or why there is none; `wanted`: the agent's runtime; `here`: by a socket."""
     if wanted == "process":
         return Finding("engine", "ok", "not needed: runtime process")
     if isinstance(answer, str):
+        level: Level = "fail" if wanted == "docker" else "warn"
+        if not here:  # what bars the way says itself how to open it, as far as this side can know
+            return Finding("engine", level, answer, "see that it runs on its host and is let be reached from here "
+                           "(docs/engines.md), set DOCKER_HOST to another, or use --runtime process")  # fmt: skip
         if "ermission" in answer:
             mend = "add this user to the group docker (usermod -aG docker $USER, then log in again), or run as root"
             return Finding("engine", "fail", answer, mend)
-        level: Level = "fail" if wanted == "docker" else "warn"
         return Finding("engine", level, answer, "start Docker (Debian: apt-get install docker.io), set DOCKER_HOST, "
                        "or use --runtime process")  # fmt: skip
     version = str(answer.get("Version", "?"))
@@ -188,7 +191,7 @@ async def examine(settings: AgentSettings) -> list[Finding]:
     """All checks, for an agent with these settings."""
     from mesh.dataplane.workers import refused_addresses
 
-    diagnosis, skew, engine_answer, runs_here = await asyncio.gather(
+    diagnosis, skew, (engine_answer, engine_here), runs_here = await asyncio.gather(
         diagnose(settings.store),
         _clock_skew(settings.store),
         _engine_answer(settings),
@@ -201,7 +204,7 @@ async def examine(settings: AgentSettings) -> list[Finding]:
     vip_range = ClusterConfig().vip_range
     return [
         python(sys.version_info[:3]),
-        engine(engine_answer, settings.runtime),
+        engine(engine_answer, settings.runtime, here=engine_here),
         *(port(what, flag, address, refused.get(address), ours=runs_here)
           for address, (what, flag) in listens.items()),
         privileges(os.geteuid(), capabilities, _lowest_port()),
@@ -213,20 +216,21 @@ async def examine(settings: AgentSettings) -> list[Finding]:
     ]  # fmt: skip
 
 
-async def _engine_answer(settings: AgentSettings) -> Mapping[str, Any] | str:
+async def _engine_answer(settings: AgentSettings) -> tuple[Mapping[str, Any] | str, bool]:
+    """What the engine answers, and whether it is reached by a socket of this machine."""
     from mesh.runtime import RuntimeFault
     from mesh.runtime.docker_engine import Engine
 
     if settings.runtime == "process":
-        return "not asked"
+        return "not asked", True
     engine = Engine(settings.docker_host)
     try:
         answer: Mapping[str, Any] = await engine.call(lambda api: api.version(), timeout=5.0)
     except RuntimeFault as fault:
-        return str(fault)
+        return str(fault), engine.local
     finally:
         engine.close()
-    return answer
+    return answer, engine.local
 
 
 async def _agent_answers(admin: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from mesh.cli import doctor
 from mesh.cli.doctor import Finding
+from mesh.settings import AgentSettings, StoreSettings
 from mesh.store.diagnosis import StoreDiagnosis
 
 ALL_CAPABILITIES = 0x3FFFFFFFFF
@@ -40,6 +41,23 @@ def test_python_must_be_new_enough() -> None:
 )
 def test_the_engine(answer: dict[str, str] | str, runtime: str, level: str) -> None:
     assert doctor.engine(answer, runtime).level == level
+
+
+async def test_the_advice_fits_where_the_engine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    async def advice(docker_host: str, runtime: str = "docker") -> str:
+        settings = AgentSettings(node="n1", store=StoreSettings(), state=tmp_path, runtime=runtime,
+                                 docker_host=docker_host)  # fmt: skip
+        [found] = [one for one in await doctor.examine(settings) if one.check == "engine"]
+        assert found.level == "fail"
+        return found.mend
+
+    assert "start Docker (Debian" in await advice(f"unix://{tmp_path}/docker.sock")
+    for elsewhere in ("tcp://127.0.0.1:9", "ssh://bob@127.0.0.1"):
+        assert "see that it runs on its host" in await advice(elsewhere)
+    barred = doctor.engine("through ssh (bob@h1: Permission denied (publickey).): put a key", "docker", here=False)
+    assert "group docker" not in barred.mend
 
 
 @pytest.mark.parametrize(
