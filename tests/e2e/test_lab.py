@@ -97,6 +97,12 @@ def test_there_is_one_lab_at_a_time(lab: Lab, capsys: pytest.CaptureFixture[str]
     assert "there is no host 'h9'" in capsys.readouterr().err
 
 
+def test_who_is_not_root_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["down"]) == 1
+    assert capsys.readouterr().err == "error: the lab is made of network namespaces: run it as root\n"
+
+
 def test_a_slow_and_lossy_cable(lab: Lab) -> None:
     lab.delay("h2", 60)
     assert connect_seconds("h2") >= 0.12

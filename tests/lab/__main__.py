@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tests.lab import parts
 from tests.lab.host import Host
 from tests.lab.lab import PARTS, Lab, remove
-from tests.lab.system import LabError
+from tests.lab.system import LabError, need_root
 from tests.parts.install import Missing, consul_folder, install_packages
 from tools.debs import DebsError
 
@@ -18,6 +18,7 @@ from tools.debs import DebsError
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
+        need_root()
         code: int | None = options.do(options)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)

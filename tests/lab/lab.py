@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab import parts, security, store, switch
 from tests.lab.host import Host
-from tests.lab.system import FOLDER, LabError, until
+from tests.lab.system import FOLDER, LabError, need_root, until
 
 STATE = FOLDER / "lab.json"
 MAX_HOSTS = 9
@@ -40,8 +39,7 @@ class Lab:
         Raises:
             LabError: if one is up, or something does not come up; what was built is removed again.
         """
-        if os.geteuid() != 0:
-            raise LabError("the lab makes network namespaces: run it as root")
+        need_root()
         if not 1 <= hosts <= MAX_HOSTS or not 1 <= servers <= hosts:
             raise LabError(f"1 to {MAX_HOSTS} hosts and 1 to as many Consul servers, not {hosts} and {servers}")
         if cls.is_up():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,12 @@ T = TypeVar("T")
 
 class LabError(Exception):
     """What could not be done, with the system's own words."""
+
+
+def need_root() -> None:
+    """Raises `LabError` if this is not root."""
+    if os.geteuid() != 0:
+        raise LabError("the lab is made of network namespaces: run it as root")
 
 
 def run(*command: str | Path, check: bool = True, text: str | None = None, env: Mapping[str, str] | None = None) -> str:
