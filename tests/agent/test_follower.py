@@ -9,7 +9,7 @@ from unittest.mock import Mock
 from mesh.dataplane.follower import Follower, Served
 from mesh.dataplane.frames import Hello, Quit, pack, read_to_supervisor
 
-LINGER = 0.2
+LINGER = 0.5
 
 
 async def test_the_time_to_linger_begins_with_the_goodbye(tmp_path: Path) -> None:

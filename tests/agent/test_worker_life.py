@@ -207,7 +207,8 @@ async def test_counts_go_on_over_a_replacement(world: World) -> None:
     assert counted(await workers.metrics(), "mesh_proxy_requests") == load.done
 
 
-async def test_the_load_of_the_last_seconds_is_exact(world: World) -> None:
+async def test_the_load_of_the_last_seconds_is_exact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.dataplane.load.WINDOW", 100)  # all of it is in the window, also on a slow machine
     workers = await world.supervise(ProxyArguments(), ProxyArguments())
     load = Load(world, clients=2)
     await load.more(50)
@@ -216,7 +217,6 @@ async def test_the_load_of_the_last_seconds_is_exact(world: World) -> None:
     await load.end()
     report = await workers.load("n1")
     web = report.services["web"]
-    assert report.window < 10, "all of it is in the window"
     assert web.rps * report.window == pytest.approx(load.done, rel=0.01)
     assert web.success_ratio == 1.0
     assert web.p50 is not None

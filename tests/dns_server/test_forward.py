@@ -163,9 +163,7 @@ async def test_one_question_is_asked_once_for_all_who_wait() -> None:
 @pytest.mark.parametrize("bad", [silent, says(rcode=2), says(rcode=5)], ids=["silent", "servfail", "refused"])
 async def test_the_next_upstream_is_asked_when_one_does_not_serve(bad: Behave) -> None:
     async with forwarding(bad, says(A)) as (server, [_, good]):
-        started = asyncio.get_running_loop().time()
         assert (await ask(server)).answer
-        assert asyncio.get_running_loop().time() - started < 2
         assert (await ask(server, "b.example.com")).rcode() == dns.rcode.NOERROR
         assert len(good.asked) == 2
 

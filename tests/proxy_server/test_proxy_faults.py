@@ -370,7 +370,7 @@ async def test_a_connection_that_does_not_come_about(mesh: Mesh) -> None:
 
 
 async def test_a_slow_body_is_not_bound_by_the_request_s_time_out(mesh: Mesh) -> None:
-    mesh.traffic = {"timeout": "200ms"}
+    mesh.traffic = {"timeout": "500ms"}
     await mesh.add("web-1")
     client, server, _ = await mesh.pair()
     await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")

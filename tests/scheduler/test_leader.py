@@ -115,7 +115,7 @@ async def test_one_leads_and_the_other_takes_over_at_once_when_it_resigns() -> N
             await until(has_replicas(store, 1))
             assert not first.leads
     async with running(first):
-        await until(lambda: first.leads)
+        await until(lambda: first.leads, within=10)  # a session that is not released lasts for 20 s
         await wish(store, replicas=2)
         await until(has_replicas(store, 2))
 
