@@ -82,7 +82,7 @@ def show(told: Explanation) -> None:
         console.say("last changes:")
         for change in told.changes[-_LAST:]:
             ago = console.age(time.time() - change.time)
-            console.say(f"  {ago} ago: {change.current} -> {change.replicas}: {change.why}")
+            console.say(f"  {ago} ago: {change.current} → {change.replicas}: {change.why}")
 
 
 def line(told: Explanation) -> str:
