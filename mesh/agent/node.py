@@ -136,7 +136,7 @@ async def choose_runtime(settings: AgentSettings, *, with_dns: bool = False) -> 
     if wanted == "auto" and memory.exists():
         wanted = memory.read_text().strip()
     if wanted == "auto":
-        from mesh.runtime.docker import docker_available
+        from mesh.runtime.docker_engine import docker_available
 
         fault = await docker_available(settings.docker_host, settings.state)
         if not fault:

@@ -7,17 +7,15 @@ what ended is reported, and replaced by decision of the scheduler. Limits, volum
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mesh.aio import Backoff, Pending, Signal
+from mesh.aio import Backoff
 from mesh.model import Capacity
 from mesh.runtime import (
     ExecResult,
@@ -31,19 +29,15 @@ from mesh.runtime import (
     RuntimeUnavailable,
 )
 from mesh.runtime import docker_config as config
-from mesh.runtime.docker_engine import PING_TIMEOUT, Conflict, Engine, NotThere, in_thread
+from mesh.runtime.docker_engine import Conflict, Engine, NotThere
+from mesh.runtime.docker_events import EngineEvents
 from mesh.runtime.output import LineSplitter, collect
 from mesh.runtime.usage import Cgroup, Usage, of_stats
 from mesh.spec.service import ServiceSpec
 
-log = logging.getLogger(__name__)
-
 STARTS = 4
 """At once: an engine with two cores starts 20 containers in 2.7 s so, and no sooner with more."""
 PULLS = 3
-EVENTS = ("start", "die", "oom", "destroy")
-FULL_LOOK = 45.0
-PING_INTERVAL = 5.0
 LISTING_TIMEOUT = 10.0
 """Seconds for what tells whether the engine is there at all: after them it hangs, and people are told."""
 PATIENCE = 10.0
@@ -71,6 +65,8 @@ class DockerRuntime:
         self._node = node
         self._root = root
         self._engine = Engine(docker_host, state)
+        self._labels = [f"mesh.node={node}", f"mesh.root={root}"]
+        self._events = EngineEvents(self._engine, self._labels)
         self._published = publish == "published"
         self._address = address
         self._images: set[str] = set()  # seen on the engine
@@ -78,8 +74,6 @@ class DockerRuntime:
         self._starting: dict[str, asyncio.Lock] = {}
         self._starts = asyncio.Semaphore(STARTS)
         self._pulls = asyncio.Semaphore(PULLS)
-        self._died: set[str] = set()  # handles of containers whose death the engine may not list yet
-        self._ends: dict[str, Signal] = {}  # of containers that someone waits for
         self._cgroups: dict[str, Cgroup | None] = {}  # by replica; None: the engine itself must be asked
 
     async def facts(self) -> Facts:
@@ -93,13 +87,12 @@ class DockerRuntime:
         return config.gateway(bridge["IPAM"]["Config"][0])
 
     async def instances(self) -> list[Instance]:
-        filters = {"label": [f"mesh.node={self._node}", f"mesh.root={self._root}"]}
-        died = set(self._died)  # those who die from now on may be dropped by the next listing, not by this one
+        died = set(self._events.died)  # those who die from now on may be dropped by the next listing, not by this one
         entries = await self._engine.call(
-            lambda api: api.containers(all=True, filters=filters), timeout=LISTING_TIMEOUT
+            lambda api: api.containers(all=True, filters={"label": self._labels}), timeout=LISTING_TIMEOUT
         )
         found = [config.listed(entry, published=self._published, address=self._address) for entry in entries]
-        self._died -= died - {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
+        self._events.died -= died - {instance.handle for instance in found if instance.state is InstanceState.RUNNING}
         whole = await asyncio.gather(*(self._in_full(instance) for instance in found))
         return [instance for instance in whole if instance]
 
@@ -108,7 +101,7 @@ class DockerRuntime:
 
         None if it has been removed since.
         """
-        if instance.state is not InstanceState.EXITED and instance.handle not in self._died:
+        if instance.state is not InstanceState.EXITED and instance.handle not in self._events.died:
             return instance
         try:
             return self._instance(await self._inspect(instance.handle))
@@ -207,18 +200,16 @@ class DockerRuntime:
 
     async def _ended(self, id: str, timeout: float) -> bool:
         """Waits for the end: told by the events, if someone follows them, and by looking now and then."""
-        told = self._ends.setdefault(id, Signal())
         looks = Backoff(0.05, 1.0)
-        try:
-            async with asyncio.timeout(timeout):
-                while self._instance(await self._ours(id)).state is InstanceState.RUNNING:
-                    await told.wait(looks.next())
-        except NotThere:
-            return True
-        except TimeoutError:
-            return False
-        finally:
-            self._ends.pop(id, None)
+        with self._events.of(id) as told:
+            try:
+                async with asyncio.timeout(timeout):
+                    while self._instance(await self._ours(id)).state is InstanceState.RUNNING:
+                        await told.wait(looks.next())
+            except NotThere:
+                return True
+            except TimeoutError:
+                return False
         return True
 
     async def remove(self, id: str) -> None:
@@ -229,57 +220,8 @@ class DockerRuntime:
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────
 
-    async def events(self) -> AsyncGenerator[str, None]:
-        pending = Pending()
-        following = asyncio.create_task(self._follow(pending), name="docker events")
-        try:
-            while True:
-                for id in await pending.take(FULL_LOOK) or [""]:
-                    yield id
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
-    async def _follow(self, pending: Pending) -> None:
-        """Fills `pending` from the engine's events and connects again for ever.
-
-        The stream ends without a word when the engine dies and hangs when a cable is cut: hence the pings beside it.
-        """
-        backoff = Backoff(0.1, 5.0)
-        while True:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._read_events(pending, backoff))
-                    group.create_task(self._ping_for_ever())
-            except* RuntimeFault as faults:
-                log.warning("no events from the Docker engine, trying again: %s", faults.exceptions[0])
-                pending.add("")  # whoever follows shall see for himself that it is away
-            await backoff.sleep()
-
-    async def _read_events(self, pending: Pending, backoff: Backoff) -> None:
-        info = await self._engine.call(lambda api: api.info(), timeout=PING_TIMEOUT)
-        since = int(config.whole_seconds(info["SystemTime"]))  # the engine answers before it listens for events
-        wanted = {
-            "type": ["container"],
-            "event": list(EVENTS),
-            "label": [f"mesh.node={self._node}", f"mesh.root={self._root}"],
-        }
-        async with self._engine.stream(lambda api: api.events(since=since, filters=wanted, decode=True)) as events:
-            backoff.reset()
-            pending.add("")
-            async for event in events:
-                id = event["Actor"]["Attributes"]["mesh.id"]
-                if event["Action"] == "die":
-                    self._died.add(event["Actor"]["ID"][:12])
-                pending.add(id)
-                if told := self._ends.get(id):
-                    told.set()
-        raise RuntimeUnavailable(f"the Docker engine at {self._engine.host} has ended the connection")
-
-    async def _ping_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(PING_INTERVAL)
-            await self._engine.ping()
+    def events(self) -> AsyncGenerator[str, None]:
+        return self._events.follow()
 
     async def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> AsyncGenerator[bytes, None]:
         container = (await self._ours(id))["Id"]
@@ -358,20 +300,6 @@ class DockerRuntime:
         return config.inspected(details, published=self._published, address=self._address)
 
 
-async def docker_available(docker_host: str | None = None, state: Path | None = None) -> str | None:
-    """None if an engine can be used, else the sentence why not and what to do."""
-    engine = Engine(docker_host, state)
-    try:
-        if engine.host.startswith("unix://"):
-            await in_thread(lambda: _try_socket(engine.host.removeprefix("unix://")))
-        await engine.ping()
-    except RuntimeFault as fault:
-        return str(fault)
-    finally:
-        engine.close()
-    return None
-
-
 def _kill(container: str, signal: str, api: Any) -> None:
     api.kill(container, signal)
 
@@ -380,24 +308,3 @@ def _kill_process_of(container: str, pid: int) -> None:
     with suppress(OSError):
         if container in Path(f"/proc/{pid}/cgroup").read_text():  # as the engine sees it, so do we
             os.kill(pid, signal.SIGKILL)
-
-
-def _try_socket(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(PING_TIMEOUT)
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            raise RuntimeUnavailable(
-                f"no Docker engine runs here ({path} is not there): install it (Debian: apt-get install docker.io) "
-                "or start it (systemctl start docker)"
-            ) from None
-        except PermissionError:
-            raise RuntimeUnavailable(
-                f"this user may not use the Docker engine (permission denied on {path}): "
-                "run as root, or `sudo usermod -aG docker $USER` and log in again"
-            ) from None
-        except OSError as error:
-            raise RuntimeUnavailable(
-                f"the Docker engine does not answer on {path} ({error.strerror or error}): systemctl restart docker"
-            ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -142,6 +143,41 @@ class Engine:
         if isinstance(fault, (DockerException, RequestException, OSError)):
             return RuntimeUnavailable(f"the Docker engine at {self.host} does not answer: {_cause(fault)}")
         return RuntimeFault(f"the Docker engine at {self.host} gave an answer that makes no sense: {fault!r}")
+
+
+async def docker_available(docker_host: str | None = None, state: Path | None = None) -> str | None:
+    """None if an engine can be used, else the sentence why not and what to do."""
+    engine = Engine(docker_host, state)
+    try:
+        if engine.host.startswith("unix://"):
+            await in_thread(lambda: _try_socket(engine.host.removeprefix("unix://")))
+        await engine.ping()
+    except RuntimeFault as fault:
+        return str(fault)
+    finally:
+        engine.close()
+    return None
+
+
+def _try_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PING_TIMEOUT)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            raise RuntimeUnavailable(
+                f"no Docker engine runs here ({path} is not there): install it (Debian: apt-get install docker.io) "
+                "or start it (systemctl start docker)"
+            ) from None
+        except PermissionError:
+            raise RuntimeUnavailable(
+                f"this user may not use the Docker engine (permission denied on {path}): "
+                "run as root, or `sudo usermod -aG docker $USER` and log in again"
+            ) from None
+        except OSError as error:
+            raise RuntimeUnavailable(
+                f"the Docker engine does not answer on {path} ({error.strerror or error}): systemctl restart docker"
+            ) from None
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:

@@ -16,8 +16,8 @@ import pytest
 
 from mesh.aio import Tasks
 from mesh.runtime import ImageMissing, InstanceState, RuntimeFault, RuntimeUnavailable
-from mesh.runtime.docker import DockerRuntime, docker_available
-from mesh.runtime.docker_engine import Engine
+from mesh.runtime.docker import DockerRuntime
+from mesh.runtime.docker_engine import Engine, docker_available
 from mesh.spec.service import parse_spec
 from tests.contract.runtimes import DEADLINE, SLEEP, Lab, lab
 from tests.parts.docker import PrivateEngine
@@ -347,8 +347,8 @@ class Cable:
 async def test_a_remote_engine_whose_cable_is_cut(
     client: Any, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.runtime.docker.PING_INTERVAL", 0.1)
-    monkeypatch.setattr("mesh.runtime.docker.PING_TIMEOUT", 0.5)
+    monkeypatch.setattr("mesh.runtime.docker_events.PING_INTERVAL", 0.1)
+    monkeypatch.setattr("mesh.runtime.docker_events.PING_TIMEOUT", 0.5)
     monkeypatch.setattr("mesh.runtime.docker_engine.PING_TIMEOUT", 0.5)
     monkeypatch.setattr("mesh.runtime.docker_engine.CALL_TIMEOUT", 2.0)
     cable = Cable()

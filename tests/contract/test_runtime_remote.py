@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mesh.runtime import InstanceState, RuntimeUnavailable
-from mesh.runtime.docker import DockerRuntime, docker_available
+from mesh.runtime.docker import DockerRuntime
+from mesh.runtime.docker_engine import docker_available
 from tests.contract.runtimes import SLEEP, Lab, lab
 from tests.contract.test_runtime import (
     test_a_started_replica_runs_and_is_listed,
@@ -98,7 +99,7 @@ async def test_everything_goes_over_one_ssh_which_ends_with_the_runtime(over_ssh
 async def test_a_lost_ssh_connection_is_made_again(
     over_ssh: Lab, host: RemoteHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.runtime.docker.PING_INTERVAL", 0.1)
+    monkeypatch.setattr("mesh.runtime.docker_events.PING_INTERVAL", 0.1)
     started = await over_ssh.start(SLEEP)
     async with aclosing(over_ssh.runtime.events()) as events:
         assert await anext(events) == ""
