@@ -55,6 +55,11 @@ class NodeView:
     held: bool
     index: int
 
+    @property
+    def is_back(self) -> bool:
+        """Its agent is there, and has seen what runs."""
+        return self.held and not self.report.remembered
+
 
 @dataclass(frozen=True, slots=True)
 class View:

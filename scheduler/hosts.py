@@ -245,7 +245,7 @@ def survey(
         since = memory.gone.get(name, now)
         if name in unreadable and seen is None:
             condition, why = Condition.GONE, "its report cannot be read by this version"
-        elif seen is not None and name not in memory.gone and (seen.held or not _is_given_up(view, name)):
+        elif seen is not None and name not in memory.gone and (seen.is_back or not _is_given_up(view, name)):
             condition, why = _availability(settings, now)
             if not seen.held:
                 condition, why = max(condition, Condition.PAUSED, key=_SEVERITY.index), SAYS[Sign.ANSWERS]
@@ -258,6 +258,8 @@ def survey(
             if view.cluster.has_lost(name) and memory.sightings[name].strays:
                 doubts[name] = NodeDoubt(state="lost", why=f"is back, and {_stopping(memory.sightings[name].strays)}")
         elif name not in suspects or (name in due and now >= due[name]):
+            if seen is not None and seen.held and name not in memory.gone:
+                says = "is back, and has not seen its engine yet"
             condition, why = Condition.LOST, says
             doubts[name] = NodeDoubt(state="lost", why=f"{says}: what it ran is replaced")
         else:

@@ -269,6 +269,8 @@ class Agent:
                 await self._look.wait(ENGINE_RETRY)
                 continue
             self._engine_says("")
+            if not self._state.seen:
+                self._reporter.changed()
             self._handle(Listed(tuple(instances), asked))
             await self._look.wait(LISTING)
 
@@ -408,6 +410,7 @@ class Agent:
             capacity=facts.capacity if facts else before.capacity if before else Capacity(),
             reserved=settings.reserved,
             replicas=self._replicas,
+            remembered=not self._state.seen,
             problems=self._problems,
         )  # fmt: skip
 

@@ -95,10 +95,11 @@ class Reporter:
             StoreError: if the store does not answer.
         """
         entry = await self._store.get(self._key)
-        value = entry.value if entry else encode_document(self._report())
-        self._lock = await lease.claim(self._store, self._key, value, self._name, self._ttl)
+        before = _decoded(entry.value) if entry else None
+        told = msgspec.structs.replace(before, remembered=True) if before else self._report()
+        self._lock = await lease.claim(self._store, self._key, encode_document(told), self._name, self._ttl)
         self._tasks.spawn(self._wake_when_lost(self._lock), "lost claim")
-        return _decoded(entry.value) if entry else None
+        return before
 
     def changed(self) -> None:
         """The report would say something new."""

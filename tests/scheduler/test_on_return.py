@@ -69,6 +69,17 @@ def test_an_old_replica_that_died_with_its_node_is_not_begun_again() -> None:
     assert old not in world.ready()
 
 
+def test_what_its_agent_said_in_an_earlier_life_brings_no_node_back() -> None:
+    """The agent has its key again, with the old report in it: in that, what the power cut killed is ready."""
+    world, old = lost(kill=True, on_return="keep-old")
+    world.claim("n1")
+    world.run(1)
+    assert world.node_plans["n1"].lost
+    assert world.cluster.nodes["n1"].why == "is back, and has not seen its engine yet: what it ran is replaced"
+    returns(world)
+    assert old not in world.ready()
+
+
 def test_an_old_replica_that_is_ready_no_more_makes_way() -> None:
     world, old = lost(on_return="keep-old")
     world.nodes["n1"].up = True  # it reports, and its session is not yet there again

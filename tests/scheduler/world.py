@@ -71,6 +71,7 @@ class FakeNode:
     stopping: set[str] = field(default_factory=set)
     forgotten: bool = False  # its document was removed
     held: bool = True
+    remembered: bool = False  # what it reports is of an earlier life of its agent
 
 
 class World:
@@ -159,9 +160,16 @@ class World:
             node.stopping.clear()
         self._dirty = True
 
+    def claim(self, name: str) -> None:
+        """The node's agent is there again, and has not seen its engine yet."""
+        node = self.nodes[name]
+        node.held = node.remembered = True
+        self._dirty = True
+
     def bring_back(self, name: str) -> None:
         node = self.nodes[name]
         node.up = node.held = True
+        node.remembered = False
         for assignment in self._planned(name):
             told = next((report for report in node.reported if report.id == assignment.id), None)
             if told is None or assignment.id in node.replicas:
@@ -301,6 +309,7 @@ class World:
             capacity=node.capacity,
             reserved=node.reserved,
             replicas=list(node.reported),
+            remembered=node.remembered,
         )
 
     def new_id(self) -> str:
