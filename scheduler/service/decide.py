@@ -18,7 +18,7 @@ from mesh.scheduler.forecast.cluster import Replica as Lodger
 from mesh.scheduler.hosts import Condition, Host
 from mesh.scheduler.scale_down import first_to_go
 from mesh.scheduler.service import commands, rollout
-from mesh.scheduler.service.slots import Moves, Rules, retire, settle
+from mesh.scheduler.service.slots import BACKS_OFF, Moves, Rules, retire, settle
 from mesh.units import format_numbers, parse_numbers
 from mesh.view import Wish
 
@@ -215,12 +215,10 @@ class ServiceDecision(Decision):
         tried = self.tried(target.hash)
         healthy = {seat.slot for seat in seats if seat.healthy(update.min_healthy, now, target.hash)}
         trying_since = [
-            tried[str(seat.slot)].since if str(seat.slot) in tried else min(
-                replica.since for replica in (*seat.live, *seat.suspect) if replica.hash == target.hash
-            )
+            tried[str(seat.slot)].since if str(seat.slot) in tried else self._begun(seat, target)
             for seat in seats
             if seat.slot not in healthy and (str(seat.slot) in tried or seat.has(target.hash))
-        ]  # fmt: skip
+        ]
         canaries = rollout.canaries(plan.rollout, update, len(seats), base)
         served = self._served(seats, target.hash) if canaries else rollout.NOTHING
         watched_since = self.given.scene.watched_since
@@ -247,6 +245,16 @@ class ServiceDecision(Decision):
         deadline = rollout.next_deadline(state, update, seen)
         self.wake.extend([deadline] if deadline is not None else [])
         return blueprint
+
+    def _begun(self, seat: Seat, target: Release) -> float:
+        """Since when a slot that is not healthy is tried: from the start, however often it was ready for a moment.
+
+        One that has been healthy since (of canaries it is known while none has been) has its time anew.
+        """
+        state, residents = self.plan.rollout, (*seat.live, *seat.suspect)
+        is_handed = all(one.hash == target.hash for one in residents) or state.state is RolloutState.CANARY
+        new = (one for one in residents if one.hash == target.hash)
+        return min(one.since if state.healthy and is_handed else one.assignment.placed for one in new)
 
     def _served(self, seats: Sequence[Seat], hash: str) -> rollout.Served:
         """What the living replicas of a release have been sent lately."""
@@ -298,7 +306,8 @@ class ServiceDecision(Decision):
         def retry_at(slot: Slot, release: Release) -> float:
             return backoff.retry_at(tried[release.hash].get(str(slot)), scene.now)
 
-        waiting = {pending.slot for pending in self.given.plan.pending}
+        pending = self.given.plan.pending
+        waiting = {one.slot for one in pending if not any(why.startswith(BACKS_OFF) for why in one.reasons)}
         moves = settle(seats, Rules(self._goal, self._beside, manner, retry_at, vacated, waiting, scene.now))
         moved = {replica.slot: replica.assignment for seat in seats for replica in seat.live
                  if replica.assignment.target}  # fmt: skip

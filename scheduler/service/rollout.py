@@ -171,7 +171,14 @@ def advance(rollout: Rollout, update: Update, seen: Progress, now: float) -> tup
     if rollout.state is RolloutState.CANARY and seen.tried and (update.auto_promote or rollout.promote):
         return advance(resumed(rollout, now, promoted=True), update, replace(seen, canaries=0), now)
     if seen.healthy >= seen.desired and not seen.canaries:
-        done = Rollout(state=RolloutState.IDLE, release=rollout.release, since=now, healthy=seen.desired, progress=now)
+        done = Rollout(
+            state=RolloutState.IDLE,
+            release=rollout.release,
+            since=now,
+            healthy=seen.desired,
+            progress=now,
+            promoted=rollout.promoted,
+        )
         return done, ""
     if seen.healthy > rollout.healthy:
         rollout = msgspec.structs.replace(rollout, healthy=seen.healthy, progress=now)
@@ -216,10 +223,10 @@ def _deadlines(rollout: Rollout, update: Update, seen: Progress) -> list[tuple[f
 
 def fail(rollout: Rollout, update: Update, target: Release, base: Release | None, why: str, now: float) -> Rollout:
     """What becomes of a rollout that failed and is not rolled back."""
-    if base is None or base.hash == target.hash:
-        state, what = RolloutState.FAILED, "there is no good release to go back to; still trying"
-    elif target.rollback_of:
+    if target.rollback_of:
         state, what = RolloutState.FAILED, "this was a rollback already; still trying"
+    elif base is None or base.hash == target.hash:
+        state, what = RolloutState.FAILED, "there is no good release to go back to; still trying"
     elif update.on_failure == "pause":
         state, what = RolloutState.PAUSED, "paused, as on_failure says"
     else:

@@ -15,6 +15,9 @@ from mesh.model import Release, Slot
 from mesh.scheduler.classify import Replica, Seat, keep_first
 from mesh.scheduler.service.rollout import Manner
 
+BACKS_OFF = "backs off after its last failure"
+"""Why a slot is pending that waits for its next attempt: how the sentence begins."""
+
 
 @dataclass(slots=True)
 class Moves:
@@ -45,6 +48,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     manner, now = rules.manner, rules.now
     moves = Moves()
     surging = 0
+    replaced: list[str] = []
     replaceable: list[tuple[Seat, Replica]] = []
     for seat in seats:
         ripe = [replica.since + manner.min_healthy for replica in seat.live if replica.ready]
@@ -59,22 +63,27 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
         if fresh and (outdated or seat.suspect):
             if fresh[0].healthy(manner.min_healthy, now):
                 moves.stop.update((old.id, f"replaced by {fresh[0].id}") for old in (*outdated[:1], *seat.suspect))
+                replaced.extend(old.id for old in outdated[:1] if old.ready and old.hash != goal)
             else:
                 surging += 1
         elif outdated and not seat.suspect:
             replaceable.append((seat, outdated[0]))
         elif not fresh and not seat.suspect:
             _fill(seat, rules, moves)
+    for id in replaced[: _stand_ins(seats, rules)]:
+        del moves.stop[id]
+        surging += 1
     available = sum(1 for seat in seats if seat.healthy(manner.min_healthy, now))
     for seat, old in sorted(replaceable, key=lambda pair: pair[1].ready):
         goes_away = old.hash == rules.goal[seat.slot].hash
         may = manner.may_move if goes_away else manner.may
         cause = _why_away(old) if goes_away else rules.goal[seat.slot].cause
         serves_nobody = manner.nothing_to_lose and not old.ready
+        starves = seat.slot in rules.waiting  # no node has room beside the old one
         is_spare = available > len(seats) - may.unavailable or (not old.ready and may.unavailable > 0)
         if goes_away and manner.immovable:
             moves.wait[seat.slot] = f"its volumes are on {old.node}, so it cannot move"
-        elif surging < may.surge and not serves_nobody and not (is_spare and not goes_away and _starves(seat, rules)):
+        elif surging < may.surge and not serves_nobody and not (is_spare and not goes_away and starves):
             surging += 1
             _begin(seat, rules.goal[seat.slot], cause, rules, moves)
         elif serves_nobody or is_spare:
@@ -87,9 +96,16 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
     return moves
 
 
-def _starves(seat: Seat, rules: Rules) -> bool:
-    """No node has room for its new replica beside the old one."""
-    return seat.slot in rules.waiting and rules.retry_at(seat.slot, rules.goal[seat.slot]) <= rules.now
+def _stand_ins(seats: Sequence[Seat], rules: Rules) -> int:
+    """How many replaced replicas stay for now, in the stead of slots whose replica is on its way.
+
+    So that a crash in mid-rollout takes away no more than `max_unavailable` either. Where a slot has no place or no
+    successor yet, nobody stays: the room may be what it waits for.
+    """
+    unready = [seat for seat in seats if not seat.healthy(rules.manner.min_healthy, rules.now)]
+    awaited = [seat for seat in unready if seat.slot not in rules.waiting
+               and (not seat.live or seat.has(rules.goal[seat.slot].hash))]  # fmt: skip
+    return max(0, min(len(awaited), len(unready) - rules.manner.may.unavailable))
 
 
 def _why_away(old: Replica) -> str:
@@ -122,7 +138,7 @@ def _begin(seat: Seat, release: Release, cause: str, rules: Rules, moves: Moves)
     retry = rules.retry_at(seat.slot, release)
     if retry > rules.now:
         moves.wake.append(retry)
-        moves.wait[seat.slot] = "backs off after its last failure"
+        moves.wait[seat.slot] = BACKS_OFF
     else:
         moves.fill[seat.slot] = (release, cause)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -47,7 +48,7 @@ def actions(played: Any) -> list[tuple[float, str]]:
          [(0, "release"), *[(0, "stop")] * 3, *[(1, "place")] * 3, (4, "done")]),
         ({"canary": 1}, [(0, "release"), (0, "place")]),
         ({"canary": "100%", "auto_promote": True},
-         [(0, "release"), *[(0, "place")] * 3, (3, "done"), *[(3, "stop")] * 3]),
+         [(0, "release"), *[(0, "place")] * 3, (3, "promote"), (3, "done"), *[(3, "stop")] * 3]),
     ],
 )  # fmt: skip
 def test_what_a_setting_does(play: Any, update: dict[str, Any], expected: list[tuple[float, str]]) -> None:
@@ -75,6 +76,25 @@ def test_a_release_that_never_gets_ready_is_rolled_back_when_its_deadline_is_ove
 def test_a_crash_loop_never_extends_the_deadline(play: Any) -> None:
     played = play(spec=new(min_healthy="5s"), ready_after="1s", fails_after="4s")
     assert (34, "rollback") in actions(played), "30 s from when the first one failed, at 4 s"
+
+
+def test_a_crash_in_mid_rollout_keeps_the_replica_that_stands_in_for_it(play: Any) -> None:
+    played = play(spec=new(), events=[{"at": "6s", "slot": 1, "state": "failed"}])
+    assert [step["ready"] for step in played["steps"] if step["at"] == 6] == [3], "slot 2 has two that are healthy"
+    assert min(step["ready"] for step in played["steps"]) == 3
+    assert (played["state"], played["release"]) == ("idle", 2)
+
+
+def test_a_release_that_crashes_once_it_was_healthy_takes_over_no_further_slot(play: Any) -> None:
+    played = play(spec=new(), ready_after="1s", fails_after="6s")
+    before = itertools.takewhile(lambda step: step["release"] == 2, played["steps"])
+    assert sum(action["action"] == "stop" for step in before for action in step["actions"]) == 1
+
+
+def test_a_replica_that_is_ready_for_a_moment_again_and_again_was_not_healthy_in_time(play: Any) -> None:
+    flaps = [{"at": at, "slot": 1, "state": "ready" if at % 2 else "running"} for at in range(2, 60)]
+    played = play(spec=new(min_healthy="5s"), events=flaps)
+    assert (30, "rollback") in actions(played)
 
 
 def test_events_are_what_operators_and_fate_do(play: Any) -> None:

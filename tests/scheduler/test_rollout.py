@@ -185,6 +185,7 @@ def test_a_rollback_is_never_rolled_back() -> None:
     plan = world.plans["web"]
     assert [release.rollback_of for release in plan.releases] == [0, 0, 2]
     assert plan.rollout.state is RolloutState.FAILED
+    assert plan.rollout.message.endswith("this was a rollback already; still trying")
 
 
 def test_a_failed_rollback_goes_on_elsewhere_when_the_slot_it_tried_is_no_more() -> None:
