@@ -235,8 +235,7 @@ def stop_programs(host: Host, engine: Any, container: str) -> None:
 def kill_workers(kind: str) -> Callable[[Lab, str], None]:
     def strike(lab: Lab, name: str) -> None:
         host = lab.host(name)
-        for file in (host.folder / "state").rglob(f"{kind}-*.pid"):
-            host.run("kill", "-KILL", file.read_text())
+        host.run("kill", "-KILL", *(file.read_text() for file in (host.folder / "state").rglob(f"{kind}-*.pid")))
 
     return strike
 
