@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mesh.settings import EmbeddedStoreSettings, StoreSettings
 from mesh.store import MAX_TXN_OPS, MAX_VALUE, Change, Op, Store, StoreRejected
-from mesh.store.consul import ConsulStore
-from mesh.store.embedded import EmbeddedStore
 from mesh.store.marks import marked
-from tests.fakes.store import FakeStore
-from tests.parts.consul import ConsulServer
 from tests.patience import until
 
 DEADLINE = 30.0
 GONE = "adf4238a-882b-9ddc-4a9d-5b6758e4159e"
 """The id of no session."""
-
-
-@contextlib.asynccontextmanager
-async def embedded(folder: Path) -> AsyncIterator[Store]:
-    server = EmbeddedStore(EmbeddedStoreSettings(folder, "127.0.0.1:0"))
-    await server.start()
-    store = ConsulStore(StoreSettings(address=server.address))
-    yield store
-    await store.close()
-    await server.close()
-
-
-@pytest.fixture(scope="module")
-def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
-    with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
-        yield server
-
-
-@pytest.fixture(params=["fake", "embedded", pytest.param("consul", marks=pytest.mark.consul)])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    match request.param:
-        case "fake":
-            fake = FakeStore()
-            yield fake
-            await fake.close()
-        case "embedded":
-            async with embedded(tmp_path) as client:
-                yield client
-        case _:
-            client = ConsulStore(request.getfixturevalue("consul").settings)
-            await client.delete_prefix("t")
-            yield client
-            await client.close()
 
 
 class Watching:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.lease import Held, KeptSession, Lock
 from tests.fakes.store import FakeStore
-from tests.parts.consul import ConsulServer
 from tests.patience import soon, until
 
 DEADLINE = 30.0
@@ -26,33 +25,6 @@ TTL = 1.0
 KEY = "t/lock"
 HOLDER = [sys.executable, "-m", "tests.parts.lock_holder"]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
-    with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
-        yield server
-
-
-@pytest.fixture(params=["fake", "embedded", pytest.param("consul", marks=pytest.mark.consul)])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    match request.param:
-        case "fake":
-            fake = FakeStore()
-            yield fake
-            await fake.close()
-        case "embedded":
-            server = EmbeddedStore(EmbeddedStoreSettings(tmp_path, "127.0.0.1:0"))
-            await server.start()
-            client = ConsulStore(StoreSettings(address=server.address))
-            yield client
-            await client.close()
-            await server.close()
-        case _:
-            client = ConsulStore(request.getfixturevalue("consul").settings)
-            await client.delete_prefix("t")
-            yield client
-            await client.close()
 
 
 @pytest.fixture

@@ -339,14 +339,12 @@ class TestEmbedded(EmbeddedHistory.TestCase):  # type: ignore[misc,valid-type]
     settings = examples(15, 30)
 
 
-@pytest.fixture(scope="module")
-def consul(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
-        ConsulHistory.server = server
-        yield server
+@pytest.fixture
+def history_of_consul(consul: ConsulServer) -> None:
+    ConsulHistory.server = consul
 
 
 @pytest.mark.consul
-@pytest.mark.usefixtures("consul")
+@pytest.mark.usefixtures("history_of_consul")
 class TestConsul(ConsulHistory.TestCase):  # type: ignore[misc,valid-type]
     settings = examples(8, 30)
