@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import msgspec
 
 from mesh.model import (
     Assignment,
@@ -48,3 +54,25 @@ def report(kv: Kv, document: NodeReport, *, held: bool = True) -> None:
         session = json.load(answer)["ID"]
     url = f"{kv.store}/v1/kv/{key}?acquire={session}"
     urllib.request.urlopen(urllib.request.Request(url, encode_document(document), method="PUT")).close()
+
+
+@contextlib.contextmanager
+def answering(path: str, document: msgspec.Struct) -> Iterator[str]:
+    """The admin HTTP of somebody who answers this path with this document."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = msgspec.json.encode(document)
+            self.send_response(200 if self.path == path else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

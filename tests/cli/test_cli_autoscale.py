@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import msgspec
 import pytest
@@ -15,6 +13,7 @@ from mesh.model import Leader, Release, ScaleChange, ScaleState, ServicePlan
 from mesh.scheduler.autoscale.model import MetricDecision
 from mesh.spec.service import parse_spec
 from tests.cli.conftest import Kv, Mesh
+from tests.cli.live import answering
 from tests.parts.ports import free_port
 
 WHY = "25 requests in flight per replica, 10 are wanted: 2 -> 5; max is 5"
@@ -43,27 +42,9 @@ def web(kv: Kv) -> Kv:
 @pytest.fixture
 def leader(web: Kv) -> Iterator[str]:
     """The leader's admin HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path == "/v1/autoscale/web"
-            body = msgspec.json.encode(TOLD)
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    web.put(web.keys.leader, Leader(name="s1", process="h:1", admin=url))
-    yield url
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering("/v1/autoscale/web", TOLD) as url:
+        web.put(web.keys.leader, Leader(name="s1", process="h:1", admin=url))
+        yield url
 
 
 def test_the_leader_says_what_is_measured_asked_for_and_what_limits_it(mesh: Mesh, leader: str) -> None:

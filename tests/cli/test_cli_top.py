@@ -9,10 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
-import msgspec
 import pytest
 
 from mesh.cli import top as top_module
@@ -21,6 +18,7 @@ from mesh.cli.top import time as shown_time
 from mesh.dataplane.load import EndpointLoad, LoadReport, LoadWindow, PortLoad
 from mesh.model import NodeReport, ReplicaReport, ReplicaState, ServicePlan
 from tests.cli.conftest import Kv, Mesh
+from tests.cli.live import answering
 from tests.parts.ports import free_port
 
 
@@ -35,25 +33,8 @@ def load(node: str) -> LoadReport:
 @pytest.fixture
 def agent() -> Iterator[str]:
     """An agent's admin HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path == "/v1/stats"
-            body = msgspec.json.encode(load("n1"))
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering("/v1/stats", load("n1")) as url:
+        yield url
 
 
 @pytest.fixture
