@@ -264,4 +264,4 @@ def _greeting(node: Node, seconds: float) -> Iterator[str]:
     yield "  mesh apply examples/guestbook"
     yield "  mesh status --watch"
     yield f"  {dig} web.svc.cluster"
-    yield "Ctrl-C stops and removes everything."
+    yield "Ctrl-C stops it and removes every replica; what you applied is kept for the next time."

@@ -77,7 +77,7 @@ def dev(
 ) -> None:
     """All of it on this machine: store, scheduler, agent, DNS and proxy. Ctrl-C removes all that it started.
 
-    With --store it uses that Consul instead of the embedded store.
+    What was applied is kept for the next time. With --store it uses that Consul instead of the embedded store.
     """
     from mesh.dev import run_dev
 

@@ -1,5 +1,6 @@
 """Logs and exec over the admin HTTP of agents: which agent to ask, its token, and lines from many at once."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -10,7 +11,6 @@ import aiohttp
 import msgspec
 
 from mesh import console
-from mesh.aio import Tasks
 from mesh.cli.base import Failed, Mesh
 from mesh.cli.status import ReplicaStatus, service_names, service_status
 from mesh.model import ReplicaState
@@ -63,7 +63,8 @@ async def print_logs(mesh: Mesh, target: str, tail: int | None, printer: Printer
 
 
 async def follow_logs(mesh: Mesh, target: str, tail: int | None, printer: Printer) -> None:
-    """What is there and what comes, of all replicas and of those that will be; ends by Ctrl-C only."""
+    """What is there and what comes, of all replicas and of those that will be; ends by Ctrl-C, or when nobody
+    reads it any more."""
     reading: set[str] = set()
     met: set[str] = set()
 
@@ -78,17 +79,16 @@ async def follow_logs(mesh: Mesh, target: str, tail: int | None, printer: Printe
                 console.note(sentence)
         reading.discard(replica.id)
 
-    readers = Tasks()
-    async with Agents(mesh) as agents:
-        try:
+    try:
+        async with Agents(mesh) as agents, asyncio.TaskGroup() as readers:
             async for view in mesh.views():
                 for replica in _replicas(view, target):
                     ended = replica.id in met and ReplicaState(replica.state).ended
                     if replica.id not in reading and not ended and replica.state not in ("assigned", "pulling"):
                         reading.add(replica.id)
-                        readers.spawn(read(view, replica), f"logs of {replica.id}")
-        finally:
-            await readers.close()
+                        readers.create_task(read(view, replica))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def run_inside(mesh: Mesh, replica: str, command: list[str], timeout: float) -> ExecAnswer:

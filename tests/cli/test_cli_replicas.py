@@ -100,6 +100,16 @@ def test_following_ends_by_ctrl_c(agent: str) -> None:
         assert process.stderr.read() == ""
 
 
+def test_following_ends_when_nobody_reads(agent: str) -> None:
+    command = [sys.executable, "-m", "mesh.cli", "logs", "web", "-f"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(10) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
 def test_exec_passes_output_and_exit_code_through(mesh: Mesh, agent: str) -> None:
     result = mesh("exec", "web-1-aaaa", "--", "echo", "-n", "--json", "hello")
     assert (result.code, result.out) == (0, "-n --json hello\n")
