@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mesh import __version__
 from mesh.agent import vip_route
@@ -40,6 +40,7 @@ from mesh.agent.route_secrets import RouteSecrets
 from mesh.agent.state import AgentState
 from mesh.agent.surroundings import surroundings
 from mesh.agent.vip_route import VipMode
+from mesh.agent.watches import Watches
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.dataplane.workers import Workers
 from mesh.endpoints import TableBuilder
@@ -52,10 +53,10 @@ from mesh.probing import Prober as NodeProber
 from mesh.runtime import Facts, Runtime, RuntimeFault
 from mesh.runtime.health import Prober
 from mesh.settings import AgentSettings
-from mesh.store import Entry, Store, StoreDenied, StoreError
+from mesh.store import Store, StoreDenied, StoreError
 from mesh.store.lease import Held
 from mesh.table import Table
-from mesh.view import NodeView, View, ViewReader
+from mesh.view import NodeView, View
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,6 @@ SAY_EVERY = 5.0
 ISOLATED_AFTER = 1.5
 """TTLs without a confirmed session until singletons are stopped, which takes up to `WITHDRAWAL` and their grace."""
 ISOLATION_LOOK = 0.5
-
-ANEW = (2.7, 1.5, 1.5, 2.0)
-"""Seconds from one asking anew to the next, after a node has fallen silent."""
 
 PATIENCE = 5.0
 """Seconds for actions that are under way when everything is to be removed."""
@@ -115,12 +113,9 @@ class Agent:
         self._probes = Prober(runtime, self._handle)
         self._hands = Hands(runtime, store, self._keys, withdraw=self._withdrawn, tell=self._handle)
 
-        self._reader = ViewReader(self._keys)
-        self._entries: dict[str, Mapping[str, Entry]] = {}  # by watched prefix
-        self._index = 0
+        self._watches = Watches(store, self._keys, settings.node)
         self._view: View | None = None  # None until every watch has delivered
         self._plan: NodePlan | None = None
-        self._news = Signal()  # the store has delivered something
         self._stale = Signal()  # the Table may differ from what the workers have
 
         self._vips: VipMode | None = None
@@ -130,8 +125,6 @@ class Agent:
 
         self._echo = echo
         self._silent: set[str] = set()
-        self._seen: dict[str, int] = {}  # by prefix: the newest index, below which no server is believed
-        self._anew = asyncio.Event()  # set for a moment: watches are to be asked anew
         self._prober = NodeProber(settings.node, echo)
 
         self._route_secrets = RouteSecrets(store, self._keys, workers.give_secrets)
@@ -161,8 +154,7 @@ class Agent:
         if self._before:
             self._handle(Remembered(tuple(self._before.replicas)))
         async with asyncio.TaskGroup() as group:
-            for prefix in self._prefixes():
-                group.create_task(self._watch(prefix), name=f"watch {prefix}")
+            self._watches.begin(group)
             for loop in (self._read_store, self._publish_tables, self._list_instances, self._hear_runtime,
                          self._hear_workers, self._hear_nodes, self._mind_isolation, self._prober.run,
                          self._reporter.run):  # fmt: skip
@@ -290,46 +282,12 @@ class Agent:
 
     # ── the store ────────────────────────────────────────────────────────────────────────────
 
-    def _prefixes(self) -> list[str]:
-        keys = self._keys
-        return [keys.node_plan(self._settings.node), keys.planned_services, keys.cluster, keys.observed_nodes,
-                keys.config, keys.route("")]  # fmt: skip
-
-    async def _watch(self, prefix: str) -> None:
-        """Follows a prefix; anew whenever a node has fallen silent: Consul may have asked a server on it, and waits."""
-        while True:
-            watching = asyncio.create_task(self._follow(prefix))
-            anew = asyncio.create_task(self._anew.wait())
-            try:
-                await asyncio.wait((watching, anew), return_when=asyncio.FIRST_COMPLETED)
-                if watching.done():
-                    watching.result()
-            finally:
-                for task in (watching, anew):
-                    task.cancel()
-                await asyncio.gather(watching, anew, return_exceptions=True)
-
-    async def _ask_anew(self) -> None:
-        """Consul's own failure detector takes some seconds to send its questions elsewhere."""
-        for pause in ANEW:
-            await asyncio.sleep(pause)
-            self._anew.set()
-            self._anew.clear()
-
-    async def _follow(self, prefix: str) -> None:
-        marked = prefix in (self._keys.planned_services, self._keys.observed_nodes)
-        async for change in self._store.watch(prefix, self._seen.get(prefix, 0), marked=marked):
-            self._seen[prefix] = change.index
-            self._entries[prefix] = change.entries
-            self._index = max(self._index, change.index)
-            self._news.set()
-
     async def _read_store(self) -> None:
         while True:
-            await self._news.wait()
-            if len(self._entries) < len(self._prefixes()):
-                continue  # a Table of a part of the store would deny what it does not know
-            self._view = self._reader.read_parts(self._entries.values(), self._index)
+            await self._watches.news.wait()
+            self._view = self._watches.view()
+            if self._view is None:
+                continue
             await self._choose_vips(self._view.config.vip_range)
             self._hands.surroundings = surroundings(self._settings, self._view.config.domain, self._gateway)
             self._prober.follow({name: seen.report.probe for name, seen in self._view.nodes.items()},
@@ -363,7 +321,7 @@ class Agent:
         if self._view is None:
             return 0
         nodes = {name: self._as_heard(name, seen) for name, seen in self._view.nodes.items()}
-        nodes[self._settings.node] = NodeView(self._report(), held=True, index=self._index)
+        nodes[self._settings.node] = NodeView(self._report(), held=True, index=self._view.index)
         table = self._build_table(dataclasses.replace(self._view, nodes=nodes))
         self._route_secrets.follow(table.routes)
         return self._workers.publish(self._localise(table))
@@ -380,7 +338,7 @@ class Agent:
             await self._prober.news.wait()
             silent = {name for name, sight in self._prober.sights.items() if sight.sign is Sign.SILENT}
             if silent - self._silent:
-                self._tasks.spawn(self._ask_anew(), "ask anew")
+                self._tasks.spawn(self._watches.ask_anew(), "ask anew")
             self._silent = silent
             self._stale.set()
 
