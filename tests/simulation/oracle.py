@@ -218,6 +218,9 @@ class Oracle:
         if min(self._deadlines.values(), default=math.inf) <= self.wall + self.now + 1.0:
             self._owed.clear()  # a drain is over: what has not moved is stopped
             return
+        if any(self._is_missing(node) for node in self.reports):
+            self._owed.clear()  # it may be given up, although its trouble is over
+            return
         planned = {one.id: one.want for plan in self.node_plans.values() for one in plan.replicas}
         ready = [one for report in self.reports.values() for one in report.replicas
                  if one.state is ReplicaState.READY and one.id in self.running and one.id in planned]  # fmt: skip
@@ -241,6 +244,11 @@ class Oracle:
                 del self._owed[service]
             elif filled[service] >= plan.desired and plan.releases and not plan.deleted:
                 self._owed[service] = self._promise(plan)
+
+    def _is_missing(self, node: str) -> bool:
+        """It was in trouble, and its agent has not taken its key again."""
+        entry = self.entries.get(self.keys.node_report(node))
+        return entry is not None and entry.session is None and self._is_disturbed(node, self.limits.recovery)
 
     def _is_drained(self, node: str) -> bool:
         """A global service's replica there stands in for no other."""

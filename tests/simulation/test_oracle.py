@@ -20,6 +20,7 @@ class History:
 
     def __init__(self) -> None:
         self.oracle = Oracle()
+        self.session: str | None = "s"
         self.now = 0.0
         self.index = 0
 
@@ -27,7 +28,7 @@ class History:
         self.now += 1
         self.index += 1
         value = encode_document(document) if document else None
-        self.oracle.observe(Written(self.now, f"mesh/{key}", value, self.index, "s", "s1", as_leader))
+        self.oracle.observe(Written(self.now, f"mesh/{key}", value, self.index, self.session, "s1", as_leader))
 
     def report(self, **states: str) -> None:
         replicas = [
@@ -122,7 +123,7 @@ def test_a_signal_to_what_is_still_offered() -> None:
     assert history.rules == ["d"]
 
 
-def test_fewer_available_than_promised() -> None:
+def two_are_promised() -> History:
     history = History()
     oracle = history.oracle
     for id, slot in (("a", 1), ("b", 2)):
@@ -135,8 +136,27 @@ def test_fewer_available_than_promised() -> None:
         "planned/services/web", msgspec.convert({"service": "web", "desired": 2, "releases": [plan]}, ServicePlan)
     )
     history.report(a="ready", b="ready")
+    return history
+
+
+def test_fewer_available_than_promised() -> None:
+    history = two_are_promised()
     history.report(a="draining", b="ready")
     assert history.rules == ["f"]
+
+
+def test_fewer_available_on_a_node_whose_agent_is_on_its_way_back() -> None:
+    history = two_are_promised()
+    for begins in (True, False):
+        history.oracle.observe(Trouble(history.now, "n1", "cut off from the store", begins))
+    history.report(a="ready", b="ready")
+    history.session = None
+    history.report(a="ready")
+    assert history.rules == []
+    history.now += 20.0
+    history.report(a="ready", b="ready")
+    history.report(b="ready")
+    assert history.rules == ["f"], "that is long over: its key should be held"
 
 
 JOB: dict[str, Any] = {"name": "web", "image": "web", "kind": "job", "job": {"completions": 2}}
