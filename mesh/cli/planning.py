@@ -84,7 +84,7 @@ class _OptionalShare(TyperCommand):
 @command(_PANEL, example="mesh simulate cluster.yaml --lose-any 1 --until-full web", cls=_OptionalShare)
 def simulate(
     file: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="A cluster in JSON or YAML; - is standard input.")
+        str | None, typer.Argument(metavar="FILE", help="A cluster in JSON, YAML or TOML; - is standard input.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The running cluster instead of a file.")] = False,
     lose: Annotated[

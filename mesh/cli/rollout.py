@@ -122,7 +122,7 @@ async def undo(
 
 @rollout.command(epilog="Example: mesh rollout simulate rollout.yaml --json")
 def simulate(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The script in JSON or YAML; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A rollout in YAML, JSON or TOML; - is standard input.")],
     json: Json = False,
 ) -> None:
     """Play a rollout from a file through the scheduler's own code, on a virtual clock; nothing is touched."""
