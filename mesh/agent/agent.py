@@ -10,14 +10,12 @@ probes ─verdict►┘        │             └──► probes
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import platform
 import time
 from collections.abc import Sequence
 
 from mesh import __version__
-from mesh.agent import vip_route
 from mesh.agent.events import (
     Action,
     Event,
@@ -34,16 +32,14 @@ from mesh.agent.events import (
     Unprobe,
 )
 from mesh.agent.hands import Hands
-from mesh.agent.localise import Localiser
+from mesh.agent.publish import Publisher
 from mesh.agent.report import Reporter, session_name
-from mesh.agent.route_secrets import RouteSecrets
 from mesh.agent.state import AgentState
 from mesh.agent.surroundings import surroundings
 from mesh.agent.vip_route import VipMode
 from mesh.agent.watches import Watches
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.dataplane.workers import Workers
-from mesh.endpoints import TableBuilder
 from mesh.hearing import Sign
 from mesh.keys import Keys
 from mesh.metrics import Family, Sample
@@ -56,7 +52,7 @@ from mesh.settings import AgentSettings
 from mesh.store import Store, StoreDenied, StoreError
 from mesh.store.lease import Held
 from mesh.table import Table
-from mesh.view import NodeView, View
+from mesh.view import View
 
 log = logging.getLogger(__name__)
 
@@ -118,16 +114,11 @@ class Agent:
         self._plan: NodePlan | None = None
         self._stale = Signal()  # the Table may differ from what the workers have
 
-        self._vips: VipMode | None = None
-        self._vip_range = ""
-        self._build_table = TableBuilder()
-        self._localise = Localiser("route", 1)
-
         self._echo = echo
         self._silent: set[str] = set()
         self._prober = NodeProber(settings.node, echo)
 
-        self._route_secrets = RouteSecrets(store, self._keys, workers.give_secrets)
+        self._publisher = Publisher(settings, store, self._keys, workers)
 
         self._look = Signal()  # an instance may have changed
         self._facts: Facts | None = None
@@ -165,7 +156,7 @@ class Agent:
         if self._timer:
             self._timer.cancel()
         await self._tasks.close()
-        await self._route_secrets.close()
+        await self._publisher.close()
         await self._probes.close()
         await self._prober.close()
         await self._reporter.close(leave=leave)
@@ -288,7 +279,7 @@ class Agent:
             self._view = self._watches.view()
             if self._view is None:
                 continue
-            await self._choose_vips(self._view.config.vip_range)
+            await self._publisher.choose_vips(self._view.config.vip_range)
             self._hands.surroundings = surroundings(self._settings, self._view.config.domain, self._gateway)
             self._prober.follow({name: seen.report.probe for name, seen in self._view.nodes.items()},
                                 self._view.config.failure_detection)  # fmt: skip
@@ -298,16 +289,6 @@ class Agent:
                 self._handle(Planned(plan))
             self._tell_problems()
             self._stale.set()
-
-    async def _choose_vips(self, vip_range: str) -> None:
-        if vip_range == self._vip_range:
-            return
-        self._vip_range = vip_range
-        self._vips = await vip_route.choose(self._settings.vips, vip_range)
-        if self._vips.added:
-            (self._settings.state / "vip_route").write_text(vip_range)  # for whoever tidies up
-        log.info("virtual IPs: %s: %s", self._vips.mode, self._vips.why)
-        self._localise = Localiser(self._vips.mode, vip_route.first_port())
 
     # ── the Table ────────────────────────────────────────────────────────────────────────────
 
@@ -320,18 +301,7 @@ class Agent:
         """Gives the workers the newest Table: what the store says, with this node's own replicas as they are now."""
         if self._view is None:
             return 0
-        nodes = {name: self._as_heard(name, seen) for name, seen in self._view.nodes.items()}
-        nodes[self._settings.node] = NodeView(self._report(), held=True, index=self._view.index)
-        table = self._build_table(dataclasses.replace(self._view, nodes=nodes))
-        self._route_secrets.follow(table.routes)
-        return self._workers.publish(self._localise(table))
-
-    def _as_heard(self, node: str, seen: NodeView) -> NodeView:
-        """What this node hears of another counts for its Table; of one that it has not heard, what its session says."""
-        sight = self._prober.sights.get(node)
-        if sight is None or sight.sign is Sign.REFUSES:
-            return seen
-        return dataclasses.replace(seen, held=not sight.sign.doubtful)
+        return self._publisher.publish(self._view, self._report(), self._prober.sights)
 
     async def _hear_nodes(self) -> None:
         while True:
@@ -401,7 +371,7 @@ class Agent:
     @property
     def vips(self) -> VipMode | None:
         """How this node answers for virtual IPs; None until the cluster's settings are known."""
-        return self._vips
+        return self._publisher.vips
 
     def replicas(self) -> list[ReplicaReport]:
         return self._replicas
