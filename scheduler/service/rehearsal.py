@@ -26,6 +26,7 @@ from mesh.model import (
     may_follow,
     spec_key,
 )
+from mesh.scheduler import releases
 from mesh.scheduler.hosts import Memory
 from mesh.scheduler.plan import Outcome
 from mesh.scheduler.reconcile import reconcile
@@ -123,12 +124,17 @@ class _Stage:
         heapq.heapify(self._due)
         self._index = 2
         self._wish = Wish(script.spec, (), self._index)
+        specs = [
+            one for one in (script.old, script.spec, *(each.spec for each in script.happenings)) if one is not None
+        ]
+        self._configs = {name: name for spec in specs for name in releases.config_names(spec).values()}
         self._command: Command | None = None
         self._scale: int | None = None
         self._served = NOTHING
         self._reports: dict[str, dict[str, ReplicaReport]] = {f"n{n}": {} for n in range(1, script.nodes + 1)}
         self._plans: dict[str, NodePlan] = {}
         self._plan: ServicePlan | None = None
+        self._old_hash = ""
         self._memory = Memory()
         self._reported = False  # nodes have told what they began, and the scheduler has not looked since
         self.cut = False
@@ -137,7 +143,9 @@ class _Stage:
 
     def _settle_in(self, old: ServiceSpec) -> None:
         """The old release is in force."""
+        old = releases.resolved(old, self._configs)
         release = Release(number=_OLD, hash=old.digest(), spec=old.canonical(), good=True, cause="spec@1")
+        self._old_hash = release.hash
         self._plan = ServicePlan(service=self._service, spec_index=1, desired=old.replicas, releases=[release])
         nodes = itertools.cycle(self._reports)
         for resident, node in zip(self._script.residents, nodes, strict=False):
@@ -232,6 +240,7 @@ class _Stage:
     def _view(self) -> View:
         return View(
             wishes={self._service: self._wish},
+            configs=self._configs,
             scale={} if self._scale is None else {self._service: self._scale},
             commands={} if self._command is None else {self._service: self._command},
             plans={self._service: self._plan} if self._plan else {},
@@ -289,7 +298,7 @@ class _Stage:
     def _started(self, assignment: Assignment) -> ReplicaReport:
         assert self._plan is not None
         hashes = {release.number: release.hash for release in self._plan.releases}
-        is_old = self._script.old is not None and hashes.get(assignment.release) == self._script.old.digest()
+        is_old = hashes.get(assignment.release) == self._old_hash
         ready_after, fails_after = (1.0, None) if is_old else (self._script.ready_after, self._script.fails_after)
         if ready_after is not None:
             self._expect(assignment.id, ReplicaState.READY, ready_after)

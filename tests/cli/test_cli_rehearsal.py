@@ -120,6 +120,13 @@ def test_replicas_begin_as_they_are_said_to(play: Any) -> None:
     assert placed["slot"] == 2, "what is not ready is replaced first"
 
 
+def test_configs_that_a_spec_names_are_there(play: Any) -> None:
+    named = {"env": {"MODE": {"config": "mode"}}, "mounts": [{"config": "site", "path": "/etc/site.conf"}]}
+    assert actions(play(old={**OLD, **named}, spec={**OLD, **named})) == [], "nothing is changed"
+    played = play(old={**OLD, **named}, spec={**new(), **named}, ready_after="never")
+    assert (played["release"], played["at"]) == (3, 31), "it comes back as it was, and at once"
+
+
 def test_without_an_old_release_it_is_the_first(play: Any) -> None:
     assert actions(play(old=None, spec=new(canary=1)))[-1] == (3, "done")
 
