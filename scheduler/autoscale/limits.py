@@ -68,7 +68,7 @@ class Limits:
             return current
         allowed = []
         for percent, value, period in self.up.policies:
-            start = current - sum(change.by for change in changes if change.by > 0 and change.time > now - period)
+            start = _before(current, now - period, changes)
             allowed.append(hpa.ceil(start * (1 + value / 100)) if percent else start + value)
         return max(current, (min if self.up.select == "Min" else max)(allowed)) if allowed else MANY
 
@@ -78,9 +78,14 @@ class Limits:
             return current
         allowed = []
         for percent, value, period in self.down.policies:
-            start = current - sum(change.by for change in changes if change.by < 0 and change.time > now - period)
+            start = _before(current, now - period, changes)
             allowed.append(math.floor(start * (1 - value / 100) + 1e-9) if percent else start - value)
         return min(current, max(0, (max if self.down.select == "Min" else min)(allowed))) if allowed else 0
+
+
+def _before(current: int, since: float, changes: Sequence[Change]) -> int:
+    """The count at a time, were it for these changes only: those of both directions, as in `horizontal.go`."""
+    return current - sum(change.by for change in changes if change.time > since)
 
 
 def limits_of(scale: Scale) -> Limits:

@@ -254,6 +254,14 @@ def test_policies_min() -> None:
     assert [one.replicas for one in found] == [5, 8, 12, 16]
 
 
+def test_policies_go_by_the_changes_of_both_directions() -> None:
+    down, up = {"stabilizationWindowSeconds": 0}, {"policies": [pods(2, 60)]}
+    points = [{"time": 0, "load": 50}, {"time": 15, "load": 500}, {"time": 30, "load": 500}]
+    found = played(10, *points, behavior={"scaleUp": up, "scaleDown": down})
+    # 15: the period began with 5 + 5 = 10: 12; 30: with 12 − 7 + 5 = 10
+    assert [one.replicas for one in found] == [5, 12, 12]
+
+
 def test_policies_down() -> None:
     down: dict[str, Any] = {"stabilizationWindowSeconds": 0, "policies": [percent(30, 30), pods(2, 30)]}
     behavior = {"scaleDown": down}
