@@ -170,7 +170,7 @@ class Autoscaler:
         index, board = self._index[service.name], self._board
         change = service.take(reading, now)
         if change:
-            (self._pace.grown if change > 0 else self._pace.shrunk)[index] = now
+            self._pace.change(index, change, now)
             if board.verdict[index] != reading.current:
                 board.verdict[index] = -1
         if not board.known[index]:

@@ -11,8 +11,8 @@ in a panic, when the last 6 s ask for twice what is ready, the larger of both, a
 - the *season*: what the same time of day, or of the week, has asked for before (`season.py`).
 
 And it turns round only for a reason: within a minute of having grown it shrinks, and of having shrunk it grows, only
-where the need is beyond the count by a margin that widens with the noise. So noise around a constant load does not make
-it flap, and a load that moves is followed at once.
+where the need is beyond the count by a margin that widens with the noise; amid much noise it turns once a minute. So
+noise around a constant load does not make it flap, and a load that moves is followed at once.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ AHEAD = 8.0
 """Seconds that a trend is continued."""
 TURN_UP = 0.2
 """How far beyond the count the need must be to turn from shrinking to growing, as a part of it."""
-TURN_DOWN = 0.3
+TURN_DOWN = 0.28
 """… and from growing to shrinking. The trend's standard error, as a part of the need, comes on top of either."""
+NOISY = 0.09
+"""The trend's standard error, as a part of the stable need, beyond which two turns within a minute are noise; …"""
+TURN_AGAIN = 0.35
+"""… to grow again there, the need must be so far beyond the count. It does not shrink again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Needs:
     jump: Floats
     error: Floats
     """The trend's standard error."""
+    most: Floats
+    """The largest second that the trend goes through."""
 
 
 def needs_of(figures: Figures, targets: Floats, starts: Integers) -> Needs:
@@ -66,6 +72,7 @@ def needs_of(figures: Figures, targets: Floats, starts: Integers) -> Needs:
         largest(figures.ahead - figures.error),
         largest(figures.jump),
         largest(figures.error),
+        largest(figures.most),
     )
 
 
@@ -84,7 +91,8 @@ class Pace(Columns):
     """What is remembered between ticks about each service."""
 
     DEFAULTS: ClassVar = {
-        "panic_since": -math.inf, "panic_most": 0, "jumped": -math.inf, "grown": -math.inf, "shrunk": -math.inf
+        "panic_since": -math.inf, "panic_most": 0, "jumped": -math.inf, "grown": -math.inf, "shrunk": -math.inf,
+        "turned": -math.inf,
     }  # fmt: skip
 
     panic_since: Floats
@@ -96,6 +104,14 @@ class Pace(Columns):
     grown: Floats
     """When the count last grew."""
     shrunk: Floats
+    turned: Floats
+    """When it last did the one after the other."""
+
+    def change(self, index: int, by: int, now: float) -> None:
+        """A count has changed."""
+        if (by > 0) != bool(self.grown[index] > self.shrunk[index]):
+            self.turned[index] = now
+        (self.grown if by > 0 else self.shrunk)[index] = now
 
     def recommend(
         self, now: float, needs: Needs, season: Floats, current: Integers, ready: Integers, predictive: Flags
@@ -108,8 +124,7 @@ class Pace(Columns):
 
         self.jumped = np.where(needs.jump > 0, now, self.jumped)
         # a line through a jump leads far above it
-        carried = np.where(now - self.jumped < TREND, np.maximum(needs.panic, needs.jump), np.inf)
-        trend = np.minimum(needs.trend, carried)
+        trend = np.where(now - self.jumped < TREND, np.minimum(needs.trend, needs.most), needs.trend)
         need = np.where(panic, np.maximum(needs.stable, needs.panic), needs.stable)
         looks = np.maximum(np.maximum(trend, needs.jump), season)
         need = np.minimum(np.where(predictive, np.maximum(need, looks), need), MANY)
@@ -119,8 +134,10 @@ class Pace(Columns):
         kept = np.where(panic, self.panic_most, rated)
 
         noise = needs.error / np.maximum(need, 1e-9)
-        no_turn_up = (now - self.shrunk < STABLE) & (need <= current * (1 + TURN_UP + noise)) & (needs.jump < need)
-        no_turn_down = (now - self.grown < STABLE) & (need * (1 + TURN_DOWN + noise) >= current)
+        again = (now - self.turned < STABLE) & (needs.error > NOISY * needs.stable)
+        beyond = current * (1 + np.where(again, TURN_AGAIN, TURN_UP) + noise)
+        no_turn_up = (now - self.shrunk < STABLE) & (need <= beyond) & (needs.jump < need)
+        no_turn_down = (now - self.grown < STABLE) & (again | (need * (1 + TURN_DOWN + noise) >= current))
         stays = predictive & ~panic & np.where(kept > current, no_turn_up, no_turn_down)
         return Asked(need, plain, rated, np.where(stays, current, kept))
 

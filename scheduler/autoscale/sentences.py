@@ -34,7 +34,8 @@ def why(decision: Decision, state: State) -> str:
     if not decision.current and decision.replicas and service.reading is not None and service.reading.waiting:
         waits = "1 request waits" if service.reading.waiting == 1 else f"{service.reading.waiting} requests wait"
         return f"{waits}: wake {_replicas(decision.replicas)}{_limit(decision, state)}"
-    return f"{_asked(decision, state)}{_limit(decision, state)}"
+    told, failing = f"{_asked(decision, state)}{_limit(decision, state)}", _failing(decision.metrics)
+    return f"{told}; {failing}" if decision.current and failing and failing not in told else told
 
 
 def _asked(decision: Decision, state: State) -> str:

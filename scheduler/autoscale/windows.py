@@ -40,9 +40,11 @@ TREND = 20
 """Seconds through which a line is drawn."""
 
 JUMP = 0.25
-"""A jump is at least so much above the stable mean, as a part of it, and …"""
-JUMP_SPREADS = 3.0
-"""… so many standard deviations of the stable window. Half a jump is enough for the second in which it begins."""
+"""A jump is at least so much above the mean of what came before its two seconds, as a part of it, and …"""
+JUMP_SPREADS = 3.5
+"""… so many of its standard deviations. Half a jump is enough for the second in which it begins."""
+FEWEST = 3
+"""Seconds that must have come before."""
 
 _X = np.arange(TREND) - (TREND - 1) / 2
 _SXX = float(_X @ _X)
@@ -60,6 +62,8 @@ class Figures:
     """A line through the last TREND seconds, continued into the future; 0 where so many are not known."""
     error: Floats
     """The standard error of that."""
+    most: Floats
+    """The largest value of those seconds."""
     jump: Floats
     """The last value, where it is far above the others and the one before is on the way there; elsewhere 0."""
 
@@ -117,15 +121,19 @@ class Windows:
             panic,
             np.where(self.age >= TREND, middle + slope * reach, 0.0),
             np.sqrt(rest * ((1 / TREND + reach * reach / _SXX) / (TREND - 2))),
-            self._jumps(recent[0], recent[1], stable),
+            recent.max(axis=0),
+            self._jumps(recent[0], recent[1]),
         )
 
-    def _jumps(self, last: Floats, before: Floats, stable: Floats) -> Floats:
-        found = np.zeros_like(last)
-        rise, begun = last - stable, 2 * (before - stable)
-        columns = np.flatnonzero((np.minimum(rise, begun) > JUMP * stable) & (self.age > 1))
-        values = self._values[:, columns]
-        variance = (values * values).sum(axis=0) / self.age[columns] - stable[columns] ** 2
-        beyond = np.minimum(rise, begun)[columns] > JUMP_SPREADS * np.sqrt(np.maximum(variance, 0.0))
-        found[columns[beyond]] = last[columns[beyond]]
+    def _jumps(self, last: Floats, before: Floats) -> Floats:
+        found, earlier = np.zeros_like(last), self.age - 2
+        total = self._values.sum(axis=0)
+        mean = (total - last - before) / np.maximum(earlier, 1)
+        rise = np.minimum(last - mean, 2 * (before - mean))
+        columns = np.flatnonzero((rise > JUMP * mean) & (earlier >= FEWEST))
+        values, mean, earlier = self._values[:, columns], mean[columns], earlier[columns]
+        squares = (values * values).sum(axis=0) - last[columns] ** 2 - before[columns] ** 2
+        variance = (squares - earlier * mean * mean) / (earlier - 1)
+        columns = columns[rise[columns] > JUMP_SPREADS * np.sqrt(np.maximum(variance, 0.0))]
+        found[columns] = last[columns]
         return found

@@ -126,6 +126,14 @@ def test_a_step_is_answered_within_two_seconds(factor: int) -> None:
     assert loop.run([20 * factor] * 60).current <= 1.2 * math.ceil(20 * factor / 10)
 
 
+@pytest.mark.parametrize("before", [5, 10, 20])
+def test_a_step_after_a_few_steady_seconds_is_answered_as_soon(before: int) -> None:
+    loop = Loop(target(max=1000), replicas=3, start=3).run(steady(20, before)).run([60] * 2)
+    assert loop.current >= 6
+    assert loop.autoscaler.explain("web").window == "jump 2s"
+    assert loop.run([60] * 20).current <= 7
+
+
 def test_a_ramp_is_met_ahead_of_it() -> None:
     ahead, behind = (Loop(target(mode=mode, max=1000), replicas=5, start=3) for mode in ("predictive", "kpa"))
     ramp = [*steady(50, 60), *(50 + 5 * second for second in range(100))]
@@ -137,7 +145,7 @@ def test_a_ramp_is_met_ahead_of_it() -> None:
     assert short["predictive"] < 5 < 20 < short["kpa"]
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.1, 0.15])
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.15, 0.2])
 def test_noise_around_a_constant_load_turns_it_at_most_once_a_minute(noise: float) -> None:
     random = np.random.default_rng(7)
     loop = Loop(target(), replicas=10, start=3)
@@ -230,6 +238,7 @@ def test_a_metric_that_fails_scales_nothing_down(mode: str) -> None:
     more = {**broken, "in_flight": Sample(value=500)}
     given = Reading(current=8, replicas=given.replicas, metrics=more)
     assert autoscaler.tick(720, {"web": given})[0].replicas > 8
+    assert "prometheus: q fails" in autoscaler.explain("web").why
 
 
 @pytest.mark.parametrize("mode", ["predictive", "kpa", "hpa"])
