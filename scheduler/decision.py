@@ -258,7 +258,7 @@ class Decision:
         if state is None:
             return why
         times = "once" if state.failures == 1 else f"{state.failures} times"
-        return f"{why}: failed {times}, last on {state.node}"
+        return f"{why}: failed {times}, last on {state.node}{state.why and f' ({state.why})'}"
 
     def wait(self, slot: Slot, why: str, cause: str = "") -> None:
         self.pending[slot] = Pending(slot=slot, reasons=[why], cause=cause)

@@ -200,6 +200,20 @@ async def test_a_missing_image_is_told_before_and_at_the_start(here: Lab) -> Non
         await here.runtime.start(here.launch(SLEEP, image="localhost:1/no-such:1"))
 
 
+async def test_an_image_that_is_gone_is_pulled_the_next_time(here: Lab, client: Any, image: str) -> None:
+    spec = parse_spec({"name": "web", "image": f"localhost:1/{uuid.uuid4().hex}:1"})
+    said: list[str] = []
+    client.tag(image, *str(spec.image).rsplit(":", 1))
+    await here.runtime.prepare(spec, said.append)
+    assert said == []
+    client.remove_image(spec.image)
+    with pytest.raises(ImageMissing):
+        await here.runtime.start(here.launch(SLEEP, image=spec.image))
+    with pytest.raises(ImageMissing, match="nor to be had"):
+        await here.runtime.prepare(spec, said.append)
+    assert said == [f"pulling image {spec.image}"]
+
+
 async def test_an_image_that_is_here_is_not_asked_of_a_registry(here: Lab, image: str) -> None:
     said: list[str] = []
     await asyncio.gather(

@@ -91,6 +91,7 @@ def test_a_container_that_the_kernel_kills_for_its_memory(mesh: Split, before: d
 
 def test_a_replica_that_fails_its_liveness_probe(mesh: Split, before: dict[str, str]) -> None:
     eventually(lambda: replaced(mesh, "dull", before["dull"]), "a replacement")
+    assert "alive probe failed" in mesh.cluster.mesh("events", "dull")
 
 
 def test_a_release_that_only_crashes_is_taken_back_and_does_not_eat_the_cluster(
