@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> int:
     except StoreError as failure:
         return Failed(str(failure)).report()
     except typer.TyperException as usage:
-        return Failed(usage.format_message(), code=usage.exit_code).report()
+        message = usage.format_message()  # empty where the help has just been shown instead
+        return Failed(message, code=usage.exit_code).report() if message else usage.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return 130

@@ -45,6 +45,7 @@ def test_help_groups_the_commands(mesh: Mesh) -> None:
     for panel in ("Run it", "Say what should run", "See what is", "Look inside", "Check and explain"):
         assert panel in out
     assert mesh("-h").out == out
+    assert [(mesh(*group).code, mesh(*group).err) for group in ((), ("rollout",))] == [(2, ""), (2, "")]
 
 
 @pytest.mark.parametrize(
