@@ -363,9 +363,9 @@ def _turns(before: ServicePlan | None, plan: ServicePlan) -> Iterator[Action]:
     old = before.rollout if before else None
     if state.promoted and not plan.releases[-1].rollback_of and (old is None or not old.promoted):
         yield Action(action="promote", release=number, text="all canaries are healthy")
-    if old is None or state.state is not old.state:
+    if old is None or (state.release, state.state) != (old.release, old.state):
         if state.state in _TURNS:
             text = state.message or f"release {number} is in force"
             yield Action(action=_TURNS[state.state], release=number, text=text)
-        elif old is not None and old.state in (RolloutState.PAUSED, RolloutState.FAILED):
+        elif old is not None and old.release == number and old.state in (RolloutState.PAUSED, RolloutState.FAILED):
             yield Action(action="resume", release=number, text=f"release {number} goes on")

@@ -114,6 +114,15 @@ def test_events_are_what_operators_and_fate_do(play: Any) -> None:
     assert (played["state"], played["release"], played["steps"][-1]["desired"]) == ("idle", 3, 1)
 
 
+def test_a_new_spec_after_a_pause_is_a_release_and_resumes_none(play: Any) -> None:
+    played = play(spec=new(), events=[{"at": 1, "action": "pause"}, {"at": 10, "spec": {**new(), "image": "web:3"}}])
+    assert [action for action in actions(played) if action[1] not in ("place", "stop")] == [
+        (0, "release"), (1, "pause"), (10, "release"), (19, "done"),
+    ]  # fmt: skip
+    asleep = play(spec={**new(), "replicas": 0}, old={**OLD, "replicas": 0})
+    assert actions(asleep) == [(0, "release"), (0, "done")]
+
+
 def test_replicas_begin_as_they_are_said_to(play: Any) -> None:
     played = play(spec=new(), replicas=[{"slot": 1}, {"slot": 2, "state": "starting", "age": "5s"}, {"slot": 3}])
     placed = next(action for action in played["steps"][0]["actions"] if action["action"] == "place")
