@@ -96,7 +96,7 @@ class Autoscaling:
         """The picture with what was decided since; the services that follow their load are taken from it."""
         if not self._restored:
             self._restored = True
-            if memories := [*_memories(view)]:
+            if memories := [*memories_of(view)]:
                 self._core.restore(memories)
         self._follow(view)
         self._decided = {name: state for name, state in self._decided.items()
@@ -323,10 +323,12 @@ class Autoscaling:
         return Explanation.of(service, decision, self._state(service), self._targets[service].held)
 
 
-def _memories(view: View) -> Iterator[model.Memory]:
+def memories_of(view: View) -> Iterator[model.Memory]:
+    """What the leaders before have left."""
     for name, state in view.scaled.items():
-        if state.season:
-            yield model.Memory(service=name, time=state.season_at, season=state.season)
+        if state.season or state.changes:
+            changes = [(change.time, change.replicas - change.current) for change in state.changes]
+            yield model.Memory(service=name, time=state.season_at, season=state.season, changes=changes)
 
 
 def _follows_no_more(view: View, name: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from mesh.scheduler.autoscale import hpa
 from mesh.scheduler.autoscale.board import Board
 from mesh.scheduler.autoscale.followed import Bounds, Followed, is_busy, parts_of_ready, whole_value
+from mesh.scheduler.autoscale.limits import Change
 from mesh.scheduler.autoscale.model import Decision, Limit, Memory, MetricDecision, Reading, Target
 from mesh.scheduler.autoscale.pace import AHEAD, Asked, Pace, needs_of
 from mesh.scheduler.autoscale.season import Seasons
@@ -137,11 +138,12 @@ class Autoscaler:
             self._targets[start + number] = hpa.target_of(metric)
 
     def _recall(self, name: str) -> None:
+        memory = self._memories.pop(name)
+        self._services[name].changes = [Change(*change) for change in memory.changes]
         try:
-            self._seasons.restore(self._index[name], self._memories[name].season)
+            self._seasons.restore(self._index[name], memory.season)
         except ValueError:
-            pass  # of another version: it is learnt anew
-        del self._memories[name]
+            pass  # there is none, or it is of another version: it is learnt anew
 
     # ── a tick ───────────────────────────────────────────────────────────────────────────────
 

@@ -144,10 +144,12 @@ class Decision(Part, frozen=True, kw_only=True):
 
 
 class Memory(Part, frozen=True, kw_only=True):
-    """What a new leader is to know about a service: its days and weeks. Opaque, some hundred bytes to a few thousand;
-    kept in the store for it by whoever drives the autoscaler."""
+    """What a new leader is to know about a service; kept in the store for it by whoever drives the autoscaler."""
 
     service: str
     time: float
     """When it was written."""
-    season: bytes
+    season: bytes = b""
+    """Its days and weeks: opaque, some hundred bytes to a few thousand."""
+    changes: list[tuple[float, int]] = []
+    """When its count was changed last, and by how many: what the rates go by."""

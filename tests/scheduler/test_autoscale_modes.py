@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from mesh.model import ReplicaState
+from mesh.autoscaling.live import memories_of
+from mesh.model import ReplicaState, ScaleChange, ScaleState
 from mesh.scheduler.autoscale.autoscaler import Autoscaler
 from mesh.scheduler.autoscale.model import Decision, Memory, Reading, ReplicaReading, Sample, Target
 from mesh.spec.scale import Scale
+from mesh.view import View, encode_document
 
 READY, STARTING = ReplicaState.READY, ReplicaState.STARTING
 
@@ -156,51 +159,74 @@ def test_noise_around_a_constant_load_turns_it_at_most_once_a_minute(noise: floa
     assert all(later - earlier >= 60 for earlier, later in pairwise(turns))
 
 
-def days(load: Callable[[float], float], count: int) -> Iterable[tuple[float, float]]:
-    """A reading every five minutes, a minute before they are over."""
-    return ((300.0 * number + 240, load(number / 12 % 24)) for number in range(count * 288))
+DAY = 86400.0
 
 
-def test_a_day_that_has_come_before_is_met_ahead_of_it() -> None:
-    def load(hour: float) -> float:
-        return 400 if 9 <= hour < 17 else 40
-
-    def at_nine(autoscaler: Autoscaler, day: int) -> Decision:
-        current = 4
-        for time, value in days(load, day + 1):
-            for decision in autoscaler.tick(time, {"web": reading(current, value)}):
-                current = decision.replicas
-            if time == day * 86400 + 9 * 3600 - 60:
-                return autoscaler.explain("web")
-        raise AssertionError
-
-    def fresh() -> Autoscaler:
-        autoscaler = Autoscaler(0)
-        autoscaler.follow({"web": target()})
-        return autoscaler
-
-    assert at_nine(fresh(), 1).recommendation == 4
-    learnt = at_nine(fresh(), 4)
-    assert learnt.recommendation >= 38
-    assert learnt.window == "season"
+def office_hours(time: float) -> float:
+    return 400 if 9 <= time % DAY / 3600 < 17 else 40
 
 
-def test_a_season_outlives_its_leader() -> None:
-    first, second = Autoscaler(0), Autoscaler(4 * 86400)
-    for autoscaler in (first, second):
-        autoscaler.follow({"web": target()})
-    current = 4
-    for time, value in days(lambda hour: 400 if 9 <= hour < 17 else 40, 4):
-        for decision in first.tick(time, {"web": reading(current, value)}):
+@pytest.fixture(scope="module")
+def taught() -> Autoscaler:
+    """One that has led for four days, with a reading every five minutes."""
+    autoscaler, current = Autoscaler(0), 4
+    autoscaler.follow({"web": target()})
+    for number in range(4 * 288):
+        time = 300.0 * number + 240
+        for decision in autoscaler.tick(time, {"web": reading(current, office_hours(time))}):
             current = decision.replicas
-    assert first.memories(since=4 * 86400) == []
-    memories = first.memories(since=0)
-    assert len(memories[0].season) < 4000
-    second.restore([*memories, Memory(service="gone", time=0, season=b""), Memory(service="web2", time=0, season=b"?")])
-    base = 4 * 86400.0
-    for minute in range(9 * 60):
-        second.tick(base + 60 * minute, {"web": reading(4, 40)})
-    assert second.explain("web").window == "season"
+    return autoscaler
+
+
+def heir_of(autoscaler: Autoscaler, since: float = 0) -> Loop:
+    """The next leader, a quarter of an hour before nine: it knows what the store has kept, through the document."""
+    loop = Loop(target(), replicas=4, start=30, now=4 * DAY + 8.75 * 3600)
+    for memory in autoscaler.memories(since):
+        document = encode_document(ScaleState(season=memory.season, season_at=memory.time))
+        kept = {memory.service: msgspec.json.decode(document, type=ScaleState)}
+        loop.autoscaler.restore(memories_of(View(scaled=kept)))
+    loop.autoscaler.follow({"web": target()})
+    return loop
+
+
+def short(loop: Loop, seconds: int) -> int:
+    """For how many seconds of the next ones more came than the ready replicas carry."""
+    found = 0
+    for _ in range(seconds):
+        load = office_hours(loop.now + 1)
+        loop.tick(load)
+        found += load > 14 * loop.ready
+    return found
+
+
+def test_a_peak_of_every_day_is_met_ahead_of_it_also_by_the_next_leader(taught: Autoscaler) -> None:
+    heir = heir_of(taught)
+    assert short(heir, 13 * 60) == 0
+    assert heir.current == 4
+    assert short(heir, 4 * 60) == 0  # it is nine o'clock after two of them
+    (ahead,) = (one for one in heir.decisions if one.replicas > one.current)
+    assert ahead.window == "season"
+    assert ahead.replicas == pytest.approx(40, abs=2)
+    assert 9 * 3600 - 61 <= ahead.time % DAY < 9 * 3600
+    assert "this time of day asks for" in ahead.why
+    assert all(len(memory.season) < 4000 for memory in taught.memories(since=0))
+
+
+def test_a_leader_without_a_history_follows_what_it_sees(taught: Autoscaler) -> None:
+    assert taught.memories(since=4 * DAY) == []  # nothing was learnt since
+    heir = heir_of(taught, since=4 * DAY)
+    assert short(heir, 17 * 60) in range(30, 35)  # a start, and two seconds
+    assert heir.decisions[0].time % DAY == pytest.approx(9 * 3600, abs=2)
+    assert [one.replicas for one in heir.decisions] == [10, 40]  # the last 6 s, then the jump
+
+
+def test_the_rates_hold_across_a_change_of_leader() -> None:
+    given = target(behavior={"scaleUp": {"policies": [{"type": "Pods", "value": 2, "periodSeconds": 60}]}})
+    changes = [ScaleChange(time=80, current=2, replicas=4)]
+    heir = Loop(given, replicas=4, now=100)
+    heir.autoscaler.restore(memories_of(View(scaled={"web": ScaleState(changes=changes)})))
+    counts = [heir.tick(400).replicas for _ in range(60)]
+    assert [counts[0], counts[38], counts[41]] == [4, 4, 6]
 
 
 def test_a_memory_that_cannot_be_read_is_forgotten() -> None:
