@@ -70,7 +70,7 @@ def settle(seats: Sequence[Seat], rules: Rules) -> Moves:
             replaceable.append((seat, outdated[0]))
         elif not fresh and not seat.suspect:
             _fill(seat, rules, moves)
-    for id in replaced[: _stand_ins(seats, rules)]:
+    for id in replaced[: _stand_ins(seats, rules)] if replaced else ():
         del moves.stop[id]
         surging += 1
     available = sum(1 for seat in seats if seat.healthy(manner.min_healthy, now))
