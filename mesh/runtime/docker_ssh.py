@@ -207,7 +207,10 @@ def why_no_ssh(target: str, said: str) -> str:
     elif "Host key verification failed" in said:
         mend = f"the host's key is not known to user {me}: compare and accept it once with `ssh {target}`"
     elif "Permission denied" in said:
-        mend = f"it does not let us in: put a key of user {me} that needs no passphrase into its authorized_keys"
+        mend = (
+            f"it does not let us in: put a key of user {me} that needs no passphrase into its authorized_keys, "
+            "if there is such a user"
+        )
     else:
         return f"the Docker engine on {target} cannot be reached through ssh: {last}"
     return f"the Docker engine on {target} cannot be reached through ssh ({last}): {mend}"

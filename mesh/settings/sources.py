@@ -291,6 +291,8 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"must be {', '.join(_CHOICES[name][:-1])} or {_CHOICES[name][-1]}, got {value!r}")
     if name == "engine_address":
         return check_address(value)
+    if name == "docker_host":
+        return check_engine(value)
     return check_listen(value) if name.endswith("listen") else value
 
 
@@ -304,6 +306,17 @@ def check_address(value: str) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise ValueError(f"must be an IP address such as 10.77.0.11, got {value!r}") from None
+
+
+def check_engine(value: str) -> str:
+    """Where a Docker engine is, as its own client has it. What follows `ssh://` is told by who goes there.
+
+    Raises:
+        ValueError: with a sentence.
+    """
+    if not re.match(r"(unix|ssh)://|(tcp|https?)://[^/]+:\d+", value):
+        raise ValueError(f"must be unix:///socket, tcp://host:port or ssh://[user@]host, got {value!r}")
+    return value
 
 
 def check_listen(value: str) -> str:

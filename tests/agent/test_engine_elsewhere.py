@@ -61,3 +61,9 @@ async def test_a_host_that_only_ssh_knows_and_dns_that_it_does_not_reach_are_pro
 def test_an_engine_publishes_on_no_name() -> None:
     with pytest.raises(SettingsError, match=r"--engine-address: must be an IP address such as 10\.77\.0\.11, got 'h7'"):
         Sources({}, {}, None, None).agent(StoreSettings(), engine_address="h7")
+
+
+@pytest.mark.parametrize("host", ["h7", "10.0.0.7:2376", "tcp://10.0.0.7"])
+def test_what_names_no_engine_is_refused_at_once(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"DOCKER_HOST: must be unix:///socket, tcp://host:port or ssh://"):
+        Sources({"DOCKER_HOST": host}, {}, None, None).agent(StoreSettings())
