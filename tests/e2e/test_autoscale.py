@@ -102,17 +102,22 @@ def test_up_with_the_load_to_zero_without_it_and_awake_with_the_first_request(me
     assert any(text.startswith("scaled from 0 to ") and "wait" in text for text in texts), texts
 
 
-def test_by_hand_until_it_is_released(mesh: Cluster) -> None:
+def test_by_hand_until_it_is_released_and_fewer_without_a_failed_request(mesh: Cluster) -> None:
     mesh.apply(service("hand", 1, scale={"max": 3, "metrics": [{"in_flight": 2}]}))
     mesh.wait_ready("hand", 1)
     mesh.mesh("scale", "hand=2")
     mesh.wait_ready("hand", 2)
-    with slow_requests(mesh, "hand", 8):
+    with slow_requests(mesh, "hand", 8) as answers:
         told = eventually(lambda: told if (told := mesh.json("autoscale", "hand"))["recommendation"] else None, "told")
         assert (told["held"], told["source"]) == (2, "leader")
         assert state(mesh, "hand")["desired"] == 2
         mesh.mesh("scale", "hand=spec")
         eventually(lambda: ready(mesh, "hand") == 3, "the autoscaler's count", 60)
+        older = {endpoint["id"] for endpoint in state(mesh, "hand")["endpoints"] if endpoint["slot"] < 3}
+        mesh.mesh("scale", "hand=2")
+        eventually(lambda: {end["id"] for end in state(mesh, "hand")["endpoints"]} == older, "the newest has left")
+        eventually(lambda: {one["id"] for one in mesh.replicas("hand") if one["state"] != "stopped"} == older, "ended")
+    assert answers.keys() == {200}, "what was in flight as it left has ended well"
     mesh.mesh("scale", "hand=0", "--yes")
     eventually(lambda: state(mesh, "hand")["desired"] == 0 and not state(mesh, "hand")["endpoints"], "none")
     assert mesh.get("hand")[0] == 503
