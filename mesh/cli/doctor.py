@@ -79,7 +79,7 @@ def port(what: str, flag: str, address: str, refused: OSError | None, *, ours: b
     check = f"port {address}"
     if refused is None:
         return Finding(check, "ok", f"free for {what}")
-    if ours:
+    if ours and refused.errno == errno.EADDRINUSE:
         return Finding(check, "ok", f"held by the mesh that runs here, for {what}")
     if refused.errno in (errno.EACCES, errno.EPERM):
         return Finding(check, "fail", f"{what} may not listen there: ports below the unprivileged range need root",

@@ -63,7 +63,7 @@ async def test_the_advice_fits_where_the_engine_is(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("number", "ours", "level"),
     [(None, False, "ok"), (errno.EADDRINUSE, True, "ok"), (errno.EADDRINUSE, False, "fail"),
-     (errno.EACCES, False, "fail"), (errno.EADDRNOTAVAIL, False, "fail")],
+     (errno.EACCES, False, "fail"), (errno.EACCES, True, "fail"), (errno.EADDRNOTAVAIL, False, "fail")],
 )  # fmt: skip
 def test_ports(number: int | None, ours: bool, level: str) -> None:
     refused = OSError(number, "") if number else None
