@@ -68,7 +68,10 @@ SAY_EVERY = 5.0
 
 ISOLATED_AFTER = 1.5
 """TTLs without a confirmed session until singletons are stopped, which takes up to `WITHDRAWAL` and their grace."""
-ISOLATION_LOOK = 0.5
+DISOWNED_AFTER = 0.5
+"""Seconds for which the key may be wanting where a session was ended early: five after its end all is replaced, and
+by then singletons are to be gone."""
+ISOLATION_LOOK = 0.25
 
 PATIENCE = 5.0
 """Seconds for actions that are under way when everything is to be removed."""
@@ -316,7 +319,8 @@ class Agent:
         """A session lapses after twice its TTL; singletons are gone before that."""
         while True:
             await asyncio.sleep(ISOLATION_LOOK)
-            if self._reporter.isolation > ISOLATED_AFTER * self._settings.session_ttl:
+            late = self._reporter.isolation > ISOLATED_AFTER * self._settings.session_ttl
+            if late or self._reporter.disowned > DISOWNED_AFTER:
                 self._handle(Isolated())
 
     # ── what it says of itself ───────────────────────────────────────────────────────────────

@@ -77,6 +77,7 @@ class Reporter:
         self._progress = asyncio.Condition()
         self._tasks = Tasks()
         self._confirmed = time.monotonic()
+        self._disowned: float | None = None  # since when the store has said that the claim is over
         self.problem = ""
 
     @property
@@ -86,6 +87,11 @@ class Reporter:
         if self._lock and not self._lock.is_lost:
             self._confirmed = now - self._lock.session.age
         return now - self._confirmed
+
+    @property
+    def disowned(self) -> float:
+        """Seconds since the store said that this node's claim is over, however that came; 0: it has not."""
+        return 0.0 if self._disowned is None else time.monotonic() - self._disowned
 
     async def claim(self) -> NodeReport | None:
         """Takes the node's key, also from an earlier life of this agent; what was in it.
@@ -98,6 +104,7 @@ class Reporter:
         before = _decoded(entry.value) if entry else None
         told = msgspec.structs.replace(before, remembered=True) if before else self._report()
         self._lock = await lease.claim(self._store, self._key, encode_document(told), self._name, self._ttl)
+        self._disowned = None
         self._tasks.spawn(self._wake_when_lost(self._lock), "lost claim")
         return before
 
@@ -136,6 +143,7 @@ class Reporter:
 
     async def _wake_when_lost(self, lock: Lock) -> None:
         await lock.lost()
+        self._disowned = time.monotonic()
         self._news.set()
 
     async def _hold_back(self) -> None:

@@ -214,7 +214,7 @@ class ConsulStore:
             # No node checks: the TTL alone ends it, so that it outlives a restart of the local Consul agent.
             "Checks": [],
         }
-        answer = await self._http.ask("PUT", "/v1/session/create", data=json.dumps(wanted), repeatable=False)
+        answer = await self._http.ask("PUT", "/v1/session/create", data=json.dumps(wanted))  # one too many ends itself
         return self._http.read(_decode_session, answer).id
 
     async def renew_session(self, session: str) -> bool:

@@ -76,15 +76,12 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         path: str,
         params: Sequence[tuple[str, Any]] = (),
         data: bytes | str | None = None,
-        *,
-        repeatable: bool = True,
     ) -> Answer:
-        """`repeatable`: made twice it does no harm. A condition that the first has made untrue is one that failed."""
+        """Made twice it does no harm: a condition that the first has made untrue is one that failed."""
         url = self.uri(path, list(params))
-        if repeatable:
-            with suppress(_NoAnswer):
-                return await self._send(self._asking, FIRST_PATIENCE, method, url, data)
-        return await self._send(self._asking, ANSWER_TIMEOUT - FIRST_PATIENCE * repeatable, method, url, data)
+        with suppress(_NoAnswer):
+            return await self._send(self._asking, FIRST_PATIENCE, method, url, data)
+        return await self._send(self._asking, ANSWER_TIMEOUT - FIRST_PATIENCE, method, url, data)
 
     async def watch(self, path: str, params: Sequence[tuple[str, Any]]) -> Answer:
         return await self._send(self._watching, WATCH_TIMEOUT, "GET", self.uri(path, list(params)), None)

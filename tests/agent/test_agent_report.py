@@ -1,14 +1,21 @@
-"""The report: fitted to what the store takes; the agent's name in its session."""
+"""The report: fitted to what the store takes; the agent's name in its session; the claim on the node's key."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
-from mesh.agent.report import fitted, session_name
+from mesh.agent.report import Reporter, fitted, session_name
 from mesh.model import NodeReport, ReplicaReport, ReplicaState
 from mesh.store import MAX_VALUE
+from mesh.view import decode_document
+from tests.fakes.store import FakeStore
+from tests.patience import until
+
+KEY = "mesh/observed/nodes/n1"
 
 
 def replica(number: int, state: ReplicaState = ReplicaState.READY, message: str = "") -> ReplicaReport:
@@ -50,3 +57,38 @@ def test_an_agent_has_one_name_through_its_restarts_and_another_elsewhere(tmp_pa
     assert session_name("n1", tmp_path) == session_name("n1", tmp_path / "x" / "..")
     assert session_name("n1", tmp_path) != session_name("n1", tmp_path / "other")
     assert session_name("n1", tmp_path).startswith("mesh-agent n1 ")
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[FakeStore]:
+    store = FakeStore()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def reporter(store: FakeStore) -> AsyncIterator[Reporter]:
+    reporter = Reporter(store, KEY, "mesh-agent n1", 10.0, report=lambda: NodeReport(node="n1", address="n1"),
+                        incomplete=lambda: False)  # fmt: skip
+    await reporter.claim()
+    yield reporter
+    await reporter.close(leave=True)
+
+
+async def test_a_claim_that_somebody_ends_is_known_to_be_wanting(store: FakeStore, reporter: Reporter) -> None:
+    """What must never run twice stops on that, long before the TTL that nobody waits for now."""
+    assert reporter.disowned == 0
+    (session,) = store.sessions
+    store.end_session(session)
+    await until(lambda: reporter.disowned > 0, "the loss")
+    assert reporter.isolation < 5
+    await reporter.claim()
+    assert reporter.disowned == 0
+
+
+async def test_a_claim_tells_again_what_an_earlier_life_has_told(store: FakeStore, reporter: Reporter) -> None:
+    """And that it is of an earlier life: a node that was given up is not back on such words."""
+    await reporter.claim()
+    entry = await store.get(KEY)
+    assert entry
+    assert decode_document(entry.value, NodeReport).remembered
