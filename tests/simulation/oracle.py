@@ -57,6 +57,8 @@ class Limits:
 
     news: float = 3.0
     """From a replica's end or withdrawal to every other node's data plane, where all is well."""
+    told: float = 0.1
+    """From a program's end until the leader has heard of it: what it decides meanwhile, it decides without."""
     recovery: float = 10.0
     """From the end of a node's trouble until it is held to `news`: it backs off, reconnects, reads."""
     lost: float = 30.0
@@ -125,6 +127,7 @@ class Oracle:
         self._deadlines: dict[str, float] = {}  # node → when its drain ends, Unix seconds
         self._specs: dict[str, ServiceSpec] = {}
         self._owed: dict[str, int] = {}
+        self._recovers_at: dict[str, float] = {}  # services of which a program ended: until the leader knows
         self._plans_changed = False
 
     # ── taking facts in ──────────────────────────────────────────────────────────────────────
@@ -242,7 +245,8 @@ class Oracle:
             if floor is not None and available[service] < floor:
                 self.violated("f", f"{service} has {available[service]} replicas available and owes {floor}")
                 del self._owed[service]
-            elif filled[service] >= plan.desired and plan.releases and not plan.deleted:
+            elif (filled[service] >= plan.desired and plan.releases and not plan.deleted
+                  and self.now >= self._recovers_at.get(service, 0.0)):  # fmt: skip
                 self._owed[service] = self._promise(plan)
 
     def _is_missing(self, node: str) -> bool:
@@ -294,6 +298,7 @@ class Oracle:
         assignment = next((one for plan in self.node_plans.values() for one in plan.replicas if one.id == id), None)
         if assignment is not None:
             self._owed.pop(assignment.service, None)
+            self._recovers_at[assignment.service] = self.now + self.limits.told
 
     # ── rule b: room, ports, volumes ─────────────────────────────────────────────────────────
 
