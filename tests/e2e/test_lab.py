@@ -97,6 +97,11 @@ def test_there_is_one_lab_at_a_time(lab: Lab, capsys: pytest.CaptureFixture[str]
     assert "there is no host 'h9'" in capsys.readouterr().err
 
 
+def test_what_up_says_to_try_works_without_an_activated_venv(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
+    assert main(["exec", "h1", "--", "mesh", "nodes"]) == 0
+
+
 def test_who_is_not_root_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert main(["down"]) == 1

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -127,7 +128,8 @@ class Host:
     # ── below
 
     def _operators(self) -> dict[str, str]:
-        return {**os.environ, **security.variables(security.OPERATOR, self.name)}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `mesh` is there
+        return {**os.environ, "PATH": path, **security.variables(security.OPERATOR, self.name)}
 
     def _entering(self) -> list[str]:
         init = self._process("init")
