@@ -1,11 +1,12 @@
-"""Steps of real load on real replicas: how soon the autoscaler decides, and how soon there is room for it.
+"""Real load on real replicas: how soon steps are decided on and have room, and what a start from zero adds.
 
     python -m bench.autoscale.live [--runtime process|docker] [--steps 2,10,50]
 
 One machine, `mesh dev`, one service with a target of 1.25 requests in flight per replica: what one request needs is one
 replica, with room for noise. Clients keep so many requests in flight, each 0.3 s long; a step multiplies them. Told are
 the first change to more replicas after the step, the first one to as many as it takes, and when that many are ready;
-beside them, what the first replica took from its release to being ready.
+beside them, what the first replica took from its release to being ready. After that, first requests to a service at
+zero: what they took beyond what the agent's log says their replica took from its start to being ready.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
 
-from tests.e2e.harness import APP, Cluster, dev, service
+from tests.e2e.harness import APP, Cluster, Process, dev, service
 from tests.patience import eventually
 
 TARGET = 1.25
@@ -33,6 +36,8 @@ TARGET = 1.25
 
 SETTLE = 30.0
 """Seconds of steady load before each step."""
+
+COLD_STARTS = 5
 
 
 class Clients:
@@ -126,6 +131,29 @@ def step(mesh: Cluster, factor: int, spec: dict[str, Any]) -> str:
         mesh.mesh("delete", name, "--yes")
 
 
+def cold_start(mesh: Cluster, agent: Process, name: str) -> tuple[float, float]:
+    """Seconds that a first request takes, and those of them that are the replica's own start."""
+
+    def asleep() -> bool:
+        service = mesh.table()["services"][name]
+        return bool(service.get("asleep")) and not service.get("desired") and not service.get("endpoints")
+
+    eventually(asleep, "asleep", 60)
+    began = time.monotonic()
+    status, body = mesh.get(name, timeout=30)
+    took = time.monotonic() - began
+    assert status == 200, body
+    id = body.split()[-1]
+    starts, ready = (logged(agent, f"replica {id}: {what}") for what in ("assigned -> starting", "running -> ready"))
+    return took, ready - starts
+
+
+def logged(process: Process, text: str) -> float:
+    """When a process has said this (Unix seconds)."""
+    line = eventually(lambda: next((line for line in process.output().splitlines() if text in line), None), text)
+    return datetime.fromisoformat(line[:23].replace(",", ".")).timestamp()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtime", choices=["process", "docker"], default="process")
@@ -145,11 +173,17 @@ def main() -> None:
 
         spec |= {"image": python_image(docker.from_env().api), "command": ["python3", "/app/app.py"],
                  "mounts": [{"source": str(APP.parent), "path": "/app", "read_only": True}]}  # fmt: skip
+    at_zero = {"min": 0, "max": 4, "metrics": [{"in_flight": 5}], "to_zero_after": "2s"}
     print("| step | replicas | first decision (s) | last decision (s) | room (s) | one start (s) | failed requests |")
     print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, dev(Path(folder), runtime=options.runtime) as (mesh, _):
+    with tempfile.TemporaryDirectory() as folder, dev(Path(folder), runtime=options.runtime) as (mesh, agent):
         for factor in map(int, options.steps.split(",")):
             print(step(mesh, factor, spec), flush=True)
+        mesh.apply({**spec, "name": "cold", "scale": at_zero})
+        starts = [cold_start(mesh, agent, "cold") for _ in range(COLD_STARTS)]
+    added = sorted(took - own for took, own in starts)
+    print(f"cold starts: {median(took for took, _ in starts):.2f} s, of it beyond the replica's own start "
+          f"{median(added):.2f} ({added[0]:.2f}–{added[-1]:.2f})")  # fmt: skip
 
 
 if __name__ == "__main__":
