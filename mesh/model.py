@@ -347,7 +347,7 @@ class NodeReport(Document, frozen=True, kw_only=True):
     capacity: Capacity = Capacity()
     reserved: Capacity = Capacity()  # of that, kept for the node itself
     replicas: list[ReplicaReport] = []
-    remembered: bool = False  # they are as an earlier life of the agent told them: this one has not seen its engine yet
+    remembered: bool = False  # they are as they were before the key was taken: the engine has not been asked since
     problems: list[str] = []  # ports taken, engine away, …: shown by `mesh nodes`
 
 

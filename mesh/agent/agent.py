@@ -124,6 +124,7 @@ class Agent:
         self._publisher = Publisher(settings, store, self._keys, workers)
 
         self._look = Signal()  # an instance may have changed
+        self._listed = 0.0  # when the engine was asked for the newest listing
         self._facts: Facts | None = None
         self._engine_problem = ""
         self._before: NodeReport | None = None  # of this agent's earlier life
@@ -132,6 +133,7 @@ class Agent:
         self._reporter = Reporter(
             store, self._keys.node_report(settings.node), session_name(settings.node, settings.state),
             settings.session_ttl, report=self._report, incomplete=lambda: self._state.explaining,
+            look=self._look.set,
         )  # fmt: skip
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
@@ -255,8 +257,9 @@ class Agent:
                 await self._look.wait(ENGINE_RETRY)
                 continue
             self._engine_says("")
-            if not self._state.seen:
+            if self._listed < self._reporter.claimed <= asked:
                 self._reporter.changed()
+            self._listed = asked
             self._handle(Listed(tuple(instances), asked))
             await self._look.wait(LISTING)
 
@@ -342,7 +345,7 @@ class Agent:
             capacity=facts.capacity if facts else before.capacity if before else Capacity(),
             reserved=settings.reserved,
             replicas=self._replicas,
-            remembered=not self._state.seen,
+            remembered=self._listed < self._reporter.claimed,
             problems=self._problems,
         )  # fmt: skip
 

@@ -62,14 +62,17 @@ class Reporter:
         *,
         report: Callable[[], NodeReport],
         incomplete: Callable[[], bool],
+        look: Callable[[], None],
     ) -> None:
-        """`report` builds the newest; `incomplete`: something worth a moment's wait is still being read."""
+        """`report` builds the newest; `incomplete`: something worth a moment's wait is still being read; `look`: what
+        is told next, after a new claim, is to have been seen after it."""
         self._store = store
         self._key = key
         self._name = name
         self._ttl = ttl
         self._report = report
         self._incomplete = incomplete
+        self._look = look
         self._lock: Lock | None = None
         self._news = Signal()
         self._version = 0  # of what `report` would say
@@ -77,6 +80,7 @@ class Reporter:
         self._progress = asyncio.Condition()
         self._tasks = Tasks()
         self._confirmed = time.monotonic()
+        self.claimed = 0.0  # when the key was taken, by the monotonic clock
         self._disowned: float | None = None  # since when the store has said that the claim is over
         self.problem = ""
 
@@ -104,7 +108,8 @@ class Reporter:
         before = _decoded(entry.value) if entry else None
         told = msgspec.structs.replace(before, remembered=True) if before else self._report()
         self._lock = await lease.claim(self._store, self._key, encode_document(told), self._name, self._ttl)
-        self._disowned = None
+        self.claimed, self._disowned = time.monotonic(), None
+        self._look()
         self._tasks.spawn(self._wake_when_lost(self._lock), "lost claim")
         return before
 

@@ -43,8 +43,8 @@ class AgentState:
     """All replicas of a node. `handle` is the only way in."""
 
     replicas: dict[str, Replica] = field(default_factory=dict)
-    seen: bool = False  # the first listing has come: until then nothing is begun
     _plan: NodePlan | None = None
+    _seen: bool = False  # the first listing has come: until then nothing is begun
     _specs: dict[str, ServiceSpec] = field(default_factory=dict)
     _forgotten: dict[str, float] = field(default_factory=dict)  # id → ticks; a listing asked before may still show it
 
@@ -65,7 +65,7 @@ class AgentState:
             case _:
                 if replica := self.replicas.get(event.id):
                     take(replica, event, now)
-        if self.seen:
+        if self._seen:
             for replica in list(self.replicas.values()):
                 actions.extend(next_actions(replica, now))
                 if not replica.listed and replica.state.ended and replica.removed and not replica.busy:
@@ -135,7 +135,7 @@ class AgentState:
             replica.message = fault
 
     def _take_listing(self, instances: Iterable[Instance], asked: float, now: Moment) -> None:
-        self.seen = True
+        self._seen = True
         found = {instance.id: instance for instance in instances}
         for replica in self.replicas.values():
             listed(replica, found.get(replica.id), asked, now)

@@ -69,7 +69,7 @@ async def store() -> AsyncIterator[FakeStore]:
 @pytest.fixture
 async def reporter(store: FakeStore) -> AsyncIterator[Reporter]:
     reporter = Reporter(store, KEY, "mesh-agent n1", 10.0, report=lambda: NodeReport(node="n1", address="n1"),
-                        incomplete=lambda: False)  # fmt: skip
+                        incomplete=lambda: False, look=lambda: None)  # fmt: skip
     await reporter.claim()
     yield reporter
     await reporter.close(leave=True)

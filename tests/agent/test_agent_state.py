@@ -557,7 +557,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def nothing_is_forgotten_while_it_runs(self) -> None:
         for id in self.planned:
-            if self.machine.state.seen:
+            if self.machine.state._seen:
                 assert id in self.machine.state.replicas
 
     def teardown(self) -> None:
