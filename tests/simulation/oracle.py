@@ -210,6 +210,8 @@ class Oracle:
                 self.violated("c", f"{replica.id} went from {before} back to {replica.state}")
             if before is ReplicaState.READY and replica.state is ReplicaState.RUNNING:
                 self._owed.pop(replica.service, None)  # its health check failed: no fault of ours
+            if before is ReplicaState.READY and replica.state is ReplicaState.FAILED:
+                self._recovers_at[replica.service] = self.now + self.limits.told
             self._states[replica.id] = replica.state
             self._nodes[replica.id] = node
             self._weigh(replica.id)
@@ -232,6 +234,8 @@ class Oracle:
                      if one.id in evicted or one.cause.startswith(PREEMPTED)}  # fmt: skip
         preempted |= {name for name, plan in self.plans.items()
                       if any(one.cause.startswith(PREEMPTED) for one in plan.pending)}  # fmt: skip
+        mistaken = {one.service for report in self.reports.values() for one in report.replicas
+                    if one.state is ReplicaState.READY and one.id not in self.running}  # fmt: skip
         available = Counter(one.service for one in ready)
         filled = Counter(service for service, _ in {
             (one.service, one.slot) for one in ready
@@ -246,7 +250,7 @@ class Oracle:
                 self.violated("f", f"{service} has {available[service]} replicas available and owes {floor}")
                 del self._owed[service]
             elif (filled[service] >= plan.desired and plan.releases and not plan.deleted
-                  and self.now >= self._recovers_at.get(service, 0.0)):  # fmt: skip
+                  and service not in mistaken and self.now >= self._recovers_at.get(service, 0.0)):  # fmt: skip
                 self._owed[service] = self._promise(plan)
 
     def _is_missing(self, node: str) -> bool:
