@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ class TableBuilder:
     def __init__(self) -> None:
         self._nodes: dict[str, _NodePart] = {}
         self._services: dict[str, tuple[ServicePlan, TableService]] = {}
-        self._endpoints: dict[str, dict[str, list[Endpoint]]] = defaultdict(dict)  # by service, then by node
+        self._endpoints: dict[str, dict[str, list[Endpoint]]] = {}  # by service, then by node
 
     def __call__(self, view: View) -> Table:
         touched = self._take_nodes(view)
@@ -73,14 +72,17 @@ class TableBuilder:
     ) -> set[str]:
         touched = {service for service in before.keys() | after.keys() if before.get(service) != after.get(service)}
         for service in touched:
+            nodes = self._endpoints.setdefault(service, {})
             if service in after:
-                self._endpoints[service][node] = after[service]
+                nodes[node] = after[service]
             else:
-                del self._endpoints[service][node]
+                del nodes[node]
+            if not nodes:
+                del self._endpoints[service]
         return touched
 
     def _service(self, plan: ServicePlan, known: tuple[ServicePlan, TableService] | None) -> TableService:
-        endpoints = [one for part in self._endpoints[plan.service].values() for one in part]
+        endpoints = [one for part in self._endpoints.get(plan.service, {}).values() for one in part]
         service = _service(plan, endpoints)
         return known[1] if known and known[1] == service else service
 
