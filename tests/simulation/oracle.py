@@ -166,6 +166,10 @@ class Oracle:
                     self._engine_back[who] = fact.at
                 if any(word in what for word in HELPLESS):
                     self._helpless_until[who] = math.inf if begins else fact.at
+                if CUT_OFF in self.troubles[who] and any("session" in one for one in self.troubles[who]):
+                    self._helpless_until[who] = math.inf  # somebody ended it, and its agent cannot know
+                elif what == CUT_OFF and self._helpless_until.get(who) == math.inf:
+                    self._helpless_until[who] = fact.at
                 self._owed.clear()
             case Said(_, who, text, is_error):
                 if is_error:

@@ -10,7 +10,7 @@ import pytest
 from mesh.model import Assignment, Capacity, NodePlan, NodeReport, ReplicaReport, ReplicaState, Run, ServicePlan
 from mesh.view import encode_document
 from tests.simulation.history import Ended, Failed, Offered, Said, Started, ToldToStop, Trouble, Written
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle import CUT_OFF, Oracle
 
 SPEC: dict[str, Any] = {"name": "web", "image": "web", "resources": {"memory": "1Gi"}}
 
@@ -204,6 +204,20 @@ def test_a_singleton_beside_itself(what: str, rules: list[str]) -> None:
     history.oracle.observe(Started(6.0, "n2", "a", "web", 1))
     history.oracle.observe(Started(7.0, "n1", "b", "web", 1))
     assert history.rules == rules
+
+
+def test_a_singleton_on_a_node_whose_session_somebody_ends_while_it_cannot_know() -> None:
+    history = History()
+    history.report()
+    history.plan("a", "b", "c", spec={"name": "web", "image": "web", "singleton": True})
+    for what in (CUT_OFF, "session n2-0001 ends"):
+        history.oracle.observe(Trouble(5.0, "n2", what, begins=True))
+    history.oracle.observe(Started(6.0, "n2", "a", "web", 1))
+    history.oracle.observe(Started(7.0, "n1", "b", "web", 1))
+    assert history.rules == []
+    history.oracle.observe(Trouble(8.0, "n2", CUT_OFF, begins=False))
+    history.oracle.observe(Started(60.0, "n1", "c", "web", 1))
+    assert history.rules[0] == "k", "by then its agent has stopped it"
 
 
 def test_an_error_that_was_logged() -> None:
