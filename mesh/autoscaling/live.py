@@ -253,12 +253,16 @@ class Autoscaling:
         plan = self._view.plans.get(name)
         if plan is None:
             return None
-        count = self._count(name)
-        (self._asleep.add if count.asleep else self._asleep.discard)(name)
         return read(
-            self._targets[name].scale, plan, count.replicas, self._musters.get(name, {}), self._demand,
+            self._targets[name].scale, plan, self._note_sleep(name).replicas, self._musters.get(name, {}), self._demand,
             self._prometheus.last, self._held[name], now,
         )  # fmt: skip
+
+    def _note_sleep(self, name: str) -> Count:
+        """Its count, by which agents are asked, or asked no more, who waits for it."""
+        count = self._count(name)
+        (self._asleep.add if count.asleep else self._asleep.discard)(name)
+        return count
 
     def _count(self, name: str) -> Count:
         """As it will be once what was decided is written."""
@@ -281,6 +285,7 @@ class Autoscaling:
         changes = [*state.changes, change][-MAX_CHANGES:]
         self._decided[name] = msgspec.structs.replace(state, replicas=decision.replicas, changes=changes)
         self._dirty.add(name)
+        self._note_sleep(name)  # the next second would be late for who asks in this one
         self._counters.wakes += not decision.current
         self._counters.ups += decision.replicas > decision.current
         self._counters.downs += decision.replicas < decision.current
