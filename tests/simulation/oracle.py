@@ -454,6 +454,7 @@ class Oracle:
                 found += [f"{name} was deleted and {sorted(have)} still run"] if have else []
                 continue
             if wish.spec.kind in WORKING:
+                found += [f"{name} does not answer spec@{wish.index}"] if plan and plan.spec_index != wish.index else []
                 found += [f"run {run.number} of {name} has not ended" for run in plan.runs
                           if run.state is RunState.RUNNING] if plan else [f"{name} has no plan"]  # fmt: skip
                 found += [f"{name} still runs: {sorted(map(str, have))}"] if have else []

@@ -27,6 +27,8 @@ from tests.simulation.peers import socket_module
 
 QUIET = 240.0
 """Virtual seconds after the last fault within which everything is as desired."""
+EACH_NODE = 8.0
+"""The same for each node: a global service is rolled out one node after the other."""
 
 REST = 12.0
 """Virtual seconds of being as desired that count as rest: what was said last may not have been heard and done yet."""
@@ -143,7 +145,8 @@ class Run:
 
     async def _judge_the_end(self, loop: VirtualLoop, chaos: Chaos) -> None:
         oracle = self.oracle
-        deadline = loop.time() + QUIET
+        quiet = QUIET + EACH_NODE * self.schedule.nodes
+        deadline = loop.time() + quiet
         differences: list[str] = []
         since = loop.time()
         while not oracle.violations and loop.time() < min(deadline, since + REST):
@@ -152,7 +155,7 @@ class Run:
             if differences := oracle.differences():
                 since = loop.time()
         if differences and not oracle.violations:
-            oracle.violated("a", f"{QUIET:g} s after the last fault: " + "; ".join(differences))
+            oracle.violated("a", f"{quiet:g} s after the last fault: " + "; ".join(differences))
         running = set(oracle.running)
         end = loop.time() + STAYS
         while loop.time() < end and not oracle.violations:
