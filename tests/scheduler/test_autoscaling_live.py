@@ -262,9 +262,10 @@ async def test_scale_taken_out_of_the_spec_or_the_service_deleted_leaves_no_docu
 
 
 async def test_a_broken_spec_leaves_the_autoscaler_at_work_with_the_last_good_one() -> None:
-    async with cluster() as (store, (agent,)), leading(store):
+    async with cluster() as (store, (agent,)), leading(store) as leader:
         await wish(store, scale=IN_FLIGHT)
         await desired(store, 1)
+        await until(lambda: (told := leader.explain("web")) and told.metrics, "it is followed")
         await wish(store, scale={"max": 0})
 
         async def refused() -> bool:
