@@ -71,6 +71,7 @@ class Agent:
         return web.Response(body=msgspec.json.encode(report))
 
     async def held(self, request: web.Request) -> web.Response:
+        self.asked.append("waiting")
         if "since" in request.query or not self.waiting:
             self._bell.clear()
             await self._bell.wait()
@@ -202,6 +203,9 @@ async def test_a_service_sleeps_and_what_waits_wakes_it_with_one_decision() -> N
         await wish(store, scale={**IN_FLIGHT, "min": 0, "to_zero_after": "1s"})
         await desired(store, 0)
         assert (await plan_of(store)).asleep
+        looks = len(agent.asked)
+        await until(lambda: "waiting" in agent.asked)
+        assert "active=1" not in agent.asked[looks : agent.asked.index("waiting")], "not only from the next look on"
         agent.hold(web=9)
         await desired(store, 1)
         assert (await plan_of(store)).asleep, "until a replica is ready, who comes is held"
