@@ -14,6 +14,7 @@ import logging
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mesh import __version__
 from mesh.agent.events import (
@@ -32,9 +33,10 @@ from mesh.agent.events import (
     Unprobe,
 )
 from mesh.agent.hands import Hands
+from mesh.agent.needs import ISOLATION_GRACE
 from mesh.agent.publish import Publisher
 from mesh.agent.report import Reporter, session_name
-from mesh.agent.state import AgentState
+from mesh.agent.state import ISOLATED, AgentState
 from mesh.agent.surroundings import surroundings
 from mesh.agent.vip_route import VipMode
 from mesh.agent.watches import Watches
@@ -46,7 +48,7 @@ from mesh.metrics import Family, Sample
 from mesh.model import Capacity, NodePlan, NodeReport, ReplicaReport
 from mesh.probing import Echo
 from mesh.probing import Prober as NodeProber
-from mesh.runtime import Facts, Runtime, RuntimeFault
+from mesh.runtime import Facts, InstanceState, Runtime, RuntimeFault
 from mesh.runtime.health import Prober
 from mesh.settings import AgentSettings
 from mesh.store import Store, StoreDenied, StoreError
@@ -71,6 +73,8 @@ ISOLATED_AFTER = 1.5
 DISOWNED_AFTER = 0.5
 """Seconds for which the key may be wanting where a session was ended early: five after its end all is replaced, and
 by then singletons are to be gone."""
+UNCLAIMED_AFTER = 0.5
+"""The same from the start of an agent, which cannot know for how long an earlier life was without a session."""
 ISOLATION_LOOK = 0.25
 
 PATIENCE = 5.0
@@ -146,7 +150,9 @@ class Agent:
             StoreDenied: if the token may not claim the node.
         """
         await self._ask_facts()
+        unclaimed = self._tasks.spawn(self._end_unclaimed_singletons(), "singletons of a node without a claim")
         self._before = await self._claim()
+        unclaimed.cancel()
         if self._before:
             self._handle(Remembered(tuple(self._before.replicas)))
         async with asyncio.TaskGroup() as group:
@@ -194,6 +200,17 @@ class Agent:
                     said = time.monotonic()
                     log.warning("waiting for the store: %s", error)
             await backoff.sleep()
+
+    async def _end_unclaimed_singletons(self) -> None:
+        """What the plan says of them cannot be read; others may have been told to replace them."""
+        await asyncio.sleep(UNCLAIMED_AFTER * self._settings.session_ttl)
+        while True:
+            with suppress(RuntimeFault):  # tried again
+                for one in await self._runtime.instances():
+                    if one.singleton and one.state is InstanceState.RUNNING:
+                        log.warning("replica %s: %s", one.id, ISOLATED)
+                        await self._runtime.signal_and_wait(one.id, "SIGTERM", ISOLATION_GRACE)
+            await asyncio.sleep(ENGINE_RETRY)
 
     # ── the heart ────────────────────────────────────────────────────────────────────────────
 

@@ -49,6 +49,7 @@ class Instance:
     exit_code: int | None = None
     oom: bool = False
     handle: str = ""  # container id or pid, for messages
+    singleton: bool = False  # must never run twice
 
 
 @dataclass(frozen=True, slots=True)

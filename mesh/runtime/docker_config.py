@@ -37,6 +37,7 @@ def labels(assignment: Assignment, spec: ServiceSpec, *, node: str, root: str) -
         "mesh.node": node,
         "mesh.root": root,
         "mesh.ports": " ".join(f"{name}={_inside(port)}" for name, port in spec.ports.items()),
+        **({"mesh.singleton": "true"} if spec.singleton else {}),
     }
 
 
@@ -176,6 +177,7 @@ def _instance(
         release=int(labels["mesh.release"]),
         address=address,
         ports=ports,
+        singleton=labels.get("mesh.singleton") == "true",
         **facts,
     )
 

@@ -62,6 +62,7 @@ class _Record(Document, frozen=True, kw_only=True):
 
     assignment: Assignment
     ports: dict[str, int]
+    singleton: bool = False
 
 
 class ProcessRuntime:
@@ -115,7 +116,7 @@ class ProcessRuntime:
         env = self._environment(launch, ports)
         _require_program(command, env, launch.spec.name)
         folder = self._folder(launch.assignment.id)
-        _make_folder(folder, _Record(assignment=launch.assignment, ports=ports))
+        _make_folder(folder, _Record(assignment=launch.assignment, ports=ports, singleton=launch.spec.singleton))
         if launch.files:
             _write_files(folder / FILES, launch.files)
         try:
@@ -233,6 +234,7 @@ class ProcessRuntime:
             started=(folder / "program").stat().st_mtime if program else 0.0,
             exit_code=code,
             handle=str(program.pid) if program else "",
+            singleton=record.singleton,
         )
 
     def _record(self, id: str) -> _Record | None:

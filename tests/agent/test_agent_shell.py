@@ -21,7 +21,7 @@ from mesh.dataplane.load import PortLoad
 from mesh.dataplane.workers import Workers
 from mesh.metrics import Family
 from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ServicePlan, Want
-from mesh.runtime import File
+from mesh.runtime import File, InstanceState
 from mesh.settings import AgentSettings, StoreSettings
 from mesh.store.lease import Held
 from mesh.table import Table, TableDelta
@@ -291,6 +291,21 @@ async def test_the_store_is_away_at_the_start(world: World) -> None:
     await world.plan("web-1-aaaa")
     async with world.agent():
         await world.until_state("web-1-aaaa", "ready")
+
+
+async def test_a_singleton_ends_where_its_agent_begins_without_a_store(world: World) -> None:
+    """Nobody knows for how long it has been away, and whether another runs in its stead by now."""
+    sole = {**WEB, "singleton": True}
+    async with world.agent():
+        await world.plan("web-1-aaaa", spec=sole)
+        await world.until_state("web-1-aaaa", "ready")
+        await world.plan("web-1-aaaa", "web-2-aaaa", spec=WEB, release=2)
+        await world.until_state("web-2-aaaa", "ready")
+    with world.store.away():
+        async with world.agent(replace(world.settings, session_ttl=0.2)):
+            instances = world.ground.instances
+            await until(lambda: instances["web-1-aaaa"].state is InstanceState.EXITED, "its end")
+            assert instances["web-2-aaaa"].state is InstanceState.RUNNING
 
 
 async def test_a_lost_session_is_replaced(world: World) -> None:

@@ -83,9 +83,10 @@ async def test_a_replica_that_ended_is_never_started_into_a_new_life(here: Lab) 
 
 
 async def test_another_runtime_object_adopts_what_runs(here: Lab) -> None:
-    started = await here.start(SLEEP, ports={"http": {"port": 80}})
+    started = await here.start(SLEEP, ports={"http": {"port": 80}}, singleton=True)
     adopter = here.open()
     assert await here.find(started.id, adopter) == started
+    assert started.singleton
     await adopter.signal_and_wait(started.id, "SIGTERM", 5)
     assert (await here.exited(started.id)).exit_code == 143
 

@@ -114,6 +114,7 @@ class FakeRuntime:
             slot=launch.assignment.slot,
             release=launch.assignment.release,
             state=InstanceState.RUNNING,
+            singleton=launch.spec.singleton,
             address="127.0.0.1",
             ports={name: next(self.ground.numbers) for name in launch.spec.ports},
             started=time.time(),

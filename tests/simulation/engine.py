@@ -103,7 +103,8 @@ class Engine(FakeRuntime):
             self.ground.launches[assignment.id] = launch
             self.ground.outputs[assignment.id] = b""
             self._changed(Instance(assignment.id, assignment.service, assignment.slot, assignment.release,
-                                   InstanceState.CREATED, handle=f"{next(self.ground.numbers)}"))  # fmt: skip
+                                   InstanceState.CREATED, handle=f"{next(self.ground.numbers)}",
+                                   singleton=launch.spec.singleton))  # fmt: skip
         return self.ground.instances[assignment.id]
 
     async def start_created(self, made: Instance) -> Instance:

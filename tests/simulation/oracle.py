@@ -150,7 +150,7 @@ class Oracle:
                     self._disturb(fact.id)
             case ToldToStop():
                 state = self.offered.get(fact.node, {}).get(fact.id)
-                if state is not None and not self._is_disturbed(fact.node):
+                if state is not None and not self._is_disturbed(fact.node, self.limits.recovery):
                     self.violated("d", f"{fact.id} gets {fact.signal} while its own node offers it as {state}")
             case Offered():
                 self.offered[fact.node] = fact.endpoints
