@@ -13,7 +13,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from mesh import __version__
@@ -97,9 +97,10 @@ class Agent:
         problems: Sequence[str] = (),
         gateway: str = "",
         echo: Echo | None = None,
+        answer_probes: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`problems`: what was found wrong with this node before it started; `gateway`: see `surroundings`; `echo`:
-        what answers probes of it.
+        what answers probes of it, from `answer_probes` on.
         """
         self._settings = settings
         self._gateway = gateway
@@ -122,6 +123,7 @@ class Agent:
         self._stale = Signal()  # the Table may differ from what the workers have
 
         self._echo = echo
+        self._answer_probes = answer_probes
         self._silent: set[str] = set()
         self._prober = NodeProber(settings.node, echo)
 
@@ -153,6 +155,8 @@ class Agent:
         unclaimed = self._tasks.spawn(self._end_unclaimed_singletons(), "singletons of a node without a claim")
         self._before = await self._claim()
         unclaimed.cancel()
+        if self._answer_probes:
+            await self._answer_probes()  # not before: whoever does not know what it should run is no sign of life
         if self._before:
             self._handle(Remembered(tuple(self._before.replicas)))
         async with asyncio.TaskGroup() as group:

@@ -65,7 +65,7 @@ class Node:
         self.echo = Echo()
         self.agent = Agent(
             settings, self.store, runtime, self.workers, problems=chosen.problems, gateway=chosen.gateway,
-            echo=self.echo,
+            echo=self.echo, answer_probes=self._answer_probes,
         )  # fmt: skip
         sources = Sources(
             waiting_for=self.agent.waiting_for,
@@ -81,7 +81,6 @@ class Node:
     async def start(self) -> None:
         await self.workers.start()
         await self.admin.start()
-        await self._answer_probes()
 
     async def _answer_probes(self) -> None:
         """On the node's address, with the admin port's number. Without it the node's session alone tells of its end."""

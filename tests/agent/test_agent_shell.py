@@ -46,7 +46,11 @@ class World:
             node="n1", store=StoreSettings(), state=folder, dns_listen=("127.0.0.1:5399",), vips="loopback"
         )
         self.report = NodeReport(node="", address="")
+        self.answers_probes = False
         self._watching = asyncio.create_task(self._watch())
+
+    async def _answer_probes(self) -> None:
+        self.answers_probes = True
 
     async def _watch(self) -> None:
         async for change in self.store.watch("mesh/observed/nodes/n1"):
@@ -58,7 +62,7 @@ class World:
         """An agent for the block's time; its end is like that of a killed process: nothing is given back."""
         settings = settings or self.settings
         workers = Workers(settings.state / "workers", [])
-        agent = Agent(settings, self.store, self.runtime, workers)
+        agent = Agent(settings, self.store, self.runtime, workers, answer_probes=self._answer_probes)
         await workers.start()
         running = asyncio.create_task(agent.run())
         try:
@@ -288,9 +292,11 @@ async def test_the_store_is_away_at_the_start(world: World) -> None:
         async with world.agent() as agent:
             await until(lambda: agent.waiting_for(), "it says what it waits for")
             assert agent.waiting_for() == ["waiting for the store at fake"]
+            assert not world.answers_probes, "it is no sign of life: what runs here may have ended with its host"
     await world.plan("web-1-aaaa")
     async with world.agent():
         await world.until_state("web-1-aaaa", "ready")
+        assert world.answers_probes
 
 
 async def test_a_singleton_ends_where_its_agent_begins_without_a_store(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.simulation.cluster import Cluster, Host, SchedulerSeat
 from tests.simulation.operators import Action, Operators
-from tests.simulation.oracle import CUT_OFF
+from tests.simulation.oracle import CUT_OFF, LOSSY
 
 PAUSES = (0.0, 0.02, 0.3, 1.0, 3.0, 8.0, 20.0)
 DURATIONS = (0.1, 1.0, 4.0, 12.0, 35.0)
@@ -206,7 +206,7 @@ class Chaos:
     def _link_fault(self) -> tuple[str, dict[str, Any]]:
         faults: dict[str, dict[str, Any]] = {
             CUT_OFF: {"cut": True},
-            "loses 30 % of its messages": {"loss": 0.3},
+            LOSSY: {"loss": 0.3},
             "is slow": {"delay": self._random.choice([0.2, 1.0])},
             "sees the store late": {"lag": 4.0},
             "sends twice": {"repeat": 0.4},

@@ -173,8 +173,13 @@ class Host:
         )
         workers = cast(Workers, PlaneLink(self.plane))
         echo = SimulatedEcho(self.cluster.peers, self.name) if self.cluster.probes else None
-        self.machine.echo = echo
-        agent = Agent(settings, self.link, EngineLink(self.loop, self.engine), workers, echo=echo)
+        self.machine.echo = None
+
+        async def answer_probes() -> None:
+            self.machine.echo = echo
+
+        agent = Agent(settings, self.link, EngineLink(self.loop, self.engine), workers, echo=echo,
+                      answer_probes=answer_probes)  # fmt: skip
         try:
             await agent.run()
         finally:

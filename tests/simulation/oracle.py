@@ -48,7 +48,8 @@ WORKING = ("job", "cron")
 ENDED_WELL = "exit code 0"
 
 CUT_OFF = "cut off from the store"
-"""How that trouble is called."""
+LOSSY = "loses 30 % of its messages"
+"""How these troubles are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class Oracle:
             case Trouble(_, who, what, begins):
                 (self.troubles[who].add if begins else self.troubles[who].discard)(what)
                 self._calm_since[who] = fact.at
-                if what == CUT_OFF:
+                if what in (CUT_OFF, LOSSY):
                     self._reached_store[who] = math.inf if begins else fact.at
                 if "engine" in what:
                     self._engine_back[who] = fact.at
