@@ -57,7 +57,7 @@ class TableBuilder:
         for node in self._nodes.keys() - view.nodes.keys():
             touched |= self._replace(node, self._nodes.pop(node).endpoints, {})
         for node, seen in view.nodes.items():
-            plan, lost = view.node_plans.get(node), view.cluster.has_lost(node)
+            plan, lost = view.node_plans.get(node), view.cluster.discounts(node, seen.index)
             known = self._nodes.get(node)
             if known and known.report is seen.report and known.plan is plan and known.state == (seen.held, lost):
                 continue

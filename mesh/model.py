@@ -145,10 +145,15 @@ class ClusterPlan(Document, frozen=True, kw_only=True):
     format: int = FORMAT
     frozen: str = ""
     nodes: dict[str, NodeDoubt] = {}
+    returned: dict[str, int] = {}  # nodes that were given up once → the index of the report with which each came back
 
     def has_lost(self, node: str) -> bool:
         """What it ran is replaced: nobody is sent there."""
         return node in self.nodes and self.nodes[node].state == "lost"
+
+    def discounts(self, node: str, index: int) -> bool:
+        """Nobody is sent where the node's report of that index says: it has been given up since."""
+        return self.has_lost(node) or index < self.returned.get(node, 0)
 
 
 def spec_key(service: str, release: int) -> str:

@@ -271,7 +271,7 @@ def survey(
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
     deadlines = (one.deadline for one in view.settings.values() if one.availability == "drain")
     changes_at = min((at for at in (*due.values(), *deadlines) if now < at < float("inf")), default=None)
-    cluster = ClusterPlan(frozen=frozen, nodes=_dated(doubts, view.cluster, now))
+    cluster = ClusterPlan(frozen=frozen, nodes=_dated(doubts, view.cluster, now), returned=_returned(view, doubts))
     if (
         before is not None
         and (before.frozen, before.changes_at, before.cluster) == (frozen, changes_at, cluster)
@@ -287,6 +287,13 @@ def _dated(doubts: Mapping[str, NodeDoubt], before: ClusterPlan, now: float) -> 
         name: replace(doubt, since=old.since if (old := before.nodes.get(name)) and old.state == doubt.state else now)
         for name, doubt in doubts.items()
     }
+
+
+def _returned(view: View, doubts: Mapping[str, NodeDoubt]) -> dict[str, int]:
+    """For nodes that may hear of a return before they have read the report that it goes by."""
+    back = {name: seen.index for name, seen in view.nodes.items() if view.cluster.has_lost(name)}
+    return {name: index for name, index in (view.cluster.returned | back).items()
+            if name in view.nodes and not (name in doubts and doubts[name].state == "lost")}  # fmt: skip
 
 
 def _is_held(view: View, node: str) -> bool:

@@ -106,6 +106,10 @@ def test_a_lost_node_stays_out_of_tables_until_it_has_stopped_what_was_replaced(
     world.run(1)
     assert not world.cluster.nodes
     assert len(world.running()) == 3
+    assert world.cluster.returned == {"n1": world._seen["n1"].index}, "older reports of it count for nothing"
+    hear(world, n1=Sign.SILENT)
+    world.run(10)
+    assert not world.cluster.returned
 
 
 def test_a_brake_is_said_and_let_go_by_a_confirmed_loss() -> None:

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.endpoints import TableBuilder, build_table
-from mesh.model import Assignment, NodePlan, NodeReport, PublishedPort, ReplicaReport, ReplicaState, ServicePlan
+from mesh.model import (
+    Assignment,
+    ClusterPlan,
+    NodeDoubt,
+    NodePlan,
+    NodeReport,
+    PublishedPort,
+    ReplicaReport,
+    ReplicaState,
+    ServicePlan,
+)
 from mesh.table import ProxyProtocol, TablePort
 from mesh.view import NodeView, View
 
@@ -62,6 +72,17 @@ def test_only_living_replicas_that_are_not_withdrawn_are_endpoints(state: Replic
 
 def test_a_node_without_its_session_is_suspect() -> None:
     assert [e.state for e in build_table(view(replica(), held=False)).services["web"].endpoints] == ["suspect"]
+
+
+def test_nobody_is_sent_to_a_lost_node_nor_where_an_old_report_says_after_its_return() -> None:
+    """The return may be heard of before the report that it goes by: in the old one lives what died with the host."""
+    build, known = TableBuilder(), view(replica())
+    lost = ClusterPlan(nodes={"n1": NodeDoubt(state="lost", why="gone")})
+    returned = ClusterPlan(returned={"n1": 2})
+    for cluster in (lost, returned):
+        assert build(replace(known, cluster=cluster)).services["web"].endpoints == []
+    news = {"n1": replace(known.nodes["n1"], index=2)}
+    assert len(build(replace(known, cluster=returned, nodes=news)).services["web"].endpoints) == 1
 
 
 def test_a_replica_that_the_plan_has_given_up_is_no_endpoint() -> None:
