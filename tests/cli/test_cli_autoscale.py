@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +59,21 @@ def test_the_leader_says_what_is_measured_asked_for_and_what_limits_it(mesh: Mes
     told = mesh("autoscale", "web", "--json").json
     assert (told["source"], told["replicas"], told["recommendation"], told["limit"]) == ("leader", 5, 6, "max")
     assert told["metrics"][0] == {"metric": "in_flight", "value": 11.5, "target": 10.0, "recommendation": 6}
+
+
+def test_following_tells_each_new_decision_once_until_ctrl_c(mesh: Mesh, web: Kv, leader: str) -> None:
+    command = [sys.executable, "-m", "mesh.cli", "autoscale", "web", "-f"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert WHY in process.stdout.readline()
+        other = msgspec.structs.replace(TOLD, replicas=3, why="3 in flight: 5 -> 3")
+        with answering("/v1/autoscale/web", other) as url:
+            web.put(web.keys.leader, Leader(name="s2", process="h:2", admin=url))
+            assert "3 in flight: 5 -> 3" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert (process.stdout.read(), process.wait(30)) == ("", 130)
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_without_the_leader_the_store_says_what_was_last_and_it_says_so(mesh: Mesh, web: Kv) -> None:

@@ -39,6 +39,14 @@ REGRESSIONS = {
 REMEMBERED = (738, 1105, 1713, 1979, 2072, 2291, 2600, 2617)
 """More of them."""
 
+REGRESSIONS_WITH_EXTRAS = {
+    410: "a node returns with the report of before its power cut: its dead replica is kept instead of the living one",
+    953: "a session is ended early, and its node cannot take its key again: its singleton runs on beside another",
+    1114: "an agent that slept tells what it saw before it slept: its dead replica is kept instead of the living one",
+    3524: "an agent that starts anew and reaches no store answers probes: what died with its host is still offered",
+}
+"""The same, with everything that a cluster may have."""
+
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -53,8 +61,9 @@ def test_200_seeds_violate_nothing() -> None:
 
 
 def test_what_was_found_once_is_mended() -> None:
-    done = simulate("--plain", "--seeds", ",".join(map(str, (*REGRESSIONS, *REMEMBERED))))
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5000:]
+    for extras, seeds in (["--plain"], (*REGRESSIONS, *REMEMBERED)), ([], REGRESSIONS_WITH_EXTRAS):
+        done = simulate(*extras, "--seeds", ",".join(map(str, seeds)))
+        assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5000:]
 
 
 def test_a_seed_replays_exactly_also_in_another_process_and_with_its_story() -> None:
