@@ -24,7 +24,8 @@ MOST_HELD = 8192
 MOST_BYTES = 64 * 2**20
 """Bytes of them that are in memory. What a client sends beyond its first bytes is left to the kernel."""
 TELL_EVERY = 0.1
-"""Seconds between two words on a service that is waited for already; the first is said at once."""
+"""Seconds from a change until it is told: a burst of first requests is told as one, and wakes as many replicas as it
+needs with one decision."""
 
 Tell = Callable[[Mapping[str, int]], None]
 """Hears how many wait in this worker, for each service that sleeps."""
@@ -63,8 +64,8 @@ class WaitingRoom:
         self._held: Counter[Backend] = Counter()
         self.count = 0
         self.bytes = 0
-        self.changed: Callable[[str], None] = lambda service: None
-        """Hears of a service that one more waits for; empty: somebody left."""
+        self.changed: Callable[[], None] = lambda: None
+        """Hears that somebody has come, or left."""
 
     def enter(self, waiter: Waiter, backend: Backend, size: int, now: float) -> Hold | None:
         """Puts `waiter`, of which `size` bytes are in memory, in line; None if there is no room for it."""
@@ -74,7 +75,7 @@ class WaitingRoom:
         self.bytes += size
         self._held[backend] += 1
         backend.stats.hold()
-        self.changed(backend.service)
+        self.changed()
         return Hold(self, backend, size, now)
 
     def left(self, hold: Hold, now: float) -> None:
@@ -86,7 +87,7 @@ class WaitingRoom:
         if not self._held[backend]:
             del self._held[backend]
         backend.stats.held_for(now - hold.since)
-        self.changed("")
+        self.changed()
 
     def services(self) -> dict[str, int]:
         """How many wait, for each service that sleeps."""
@@ -98,7 +99,7 @@ class WaitingRoom:
 
 
 class Herald:
-    """Tells who waits in a room: a service that nobody waited for at once, all else a little later and together."""
+    """Tells who waits in a room, all that has changed within a moment together."""
 
     def __init__(self, room: WaitingRoom, tell: Tell) -> None:
         self._room = room
@@ -107,14 +108,12 @@ class Herald:
         self._timer: asyncio.TimerHandle | None = None
         room.changed = self._changed
 
-    def _changed(self, service: str) -> None:
-        if service and service not in self._told:
-            self._say()
-        elif self._timer is None:
+    def _changed(self) -> None:
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TELL_EVERY, self._say)
 
     def _say(self) -> None:
-        self.close()
+        self._timer = None
         services = self._room.services()
         if services != self._told:
             self._told = services

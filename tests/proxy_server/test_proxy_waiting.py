@@ -414,7 +414,7 @@ async def test_a_datagram_is_dropped(mesh: Mesh) -> None:
 # ── telling
 
 
-async def test_the_first_is_told_of_at_once_and_those_after_it_together(mesh: Mesh) -> None:
+async def test_a_burst_is_told_as_one(mesh: Mesh) -> None:
     told: list[Mapping[str, int]] = []
     mesh.proxy.tell_waiting(told.append)
     await sleep(mesh)
@@ -423,7 +423,7 @@ async def test_the_first_is_told_of_at_once_and_those_after_it_together(mesh: Me
         await client.send(GET)
     await held(mesh, 20)
     await until(lambda: told[-1:] == [{"web": 20}], "all told")
-    assert told[0] == {"web": 1}
+    assert told[0]["web"] > 1
     assert len(told) <= 4
     await wake(mesh)
     for client in clients:
