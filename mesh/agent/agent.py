@@ -74,8 +74,9 @@ DISOWNED_AFTER = 0.5
 """Seconds for which the key may be wanting where a session was ended early: five after its end all is replaced, and
 by then singletons are to be gone."""
 UNCLAIMED_AFTER = 0.5
-"""The same from the start of an agent, which cannot know for how long an earlier life was without a session."""
+"""TTLs from an agent's start without a claim: it cannot know for how long its earlier life had no session."""
 ISOLATION_LOOK = 0.25
+"""Seconds between two looks at these."""
 
 PATIENCE = 5.0
 """Seconds for actions that are under way when everything is to be removed."""
@@ -85,7 +86,7 @@ WITHDRAWAL = 2.0
 
 
 class Agent:
-    """Everything of one node. `start`, then `run` until cancelled, then `close`."""
+    """Everything of one node. `run` until cancelled, then `close`."""
 
     def __init__(
         self,
