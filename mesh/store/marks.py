@@ -125,7 +125,7 @@ class MarkedPrefix:
         for stale in (True, False):
             newest, self._marks = await self._reads.marks(f"{self._both}.marks/", stale=stale)
             documents = await self._reads.list(self._prefix, stale=stale)
-            if max(newest, documents.index) >= index:
+            if documents.index >= max(index, newest):  # else they may lack what their marks say of them
                 break
         self._entries = dict(documents.entries)
         self._reread_at = time.monotonic() + REREAD

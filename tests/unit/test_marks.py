@@ -109,3 +109,22 @@ async def test_a_document_older_than_its_mark_is_asked_of_the_leader(server: Ser
 
     server.read = late  # type: ignore[method-assign]
     assert (await watch.next()).entries["d/n1"].value == b"2"
+
+
+async def test_documents_from_a_server_that_lags_behind_that_of_the_marks_are_asked_of_the_leader(
+    server: Server, watch: MarkedPrefix
+) -> None:
+    behind = FakeStore()
+    await behind.txn(marked(Op("set", "d/n0", b"old")))
+    await server.write("n1", b"2")
+    watch.forget()
+    marks = server.marks
+
+    async def of_another_server(prefix: str, *, stale: bool = False) -> tuple[int, Mapping[str, Mark]]:
+        server.lag = None
+        found = await marks(prefix, stale=stale)
+        server.lag = behind
+        return found
+
+    server.marks = of_another_server  # type: ignore[method-assign]
+    assert (await watch.next()).entries["d/n1"].value == b"2"
