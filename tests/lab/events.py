@@ -40,7 +40,7 @@ def settled(operator: Operator, what: str, replicas: int | None = None, *, withi
 
 def heard(operator: Operator) -> None:
     """A wish is written again, and the leader answers."""
-    operator.put("desired/services/web", operator.read("desired/services/web"))
+    eventually("a wish is written", lambda: operator.write_again("desired/services/web"))
     index = operator.index("desired/services/web")
     eventually("a scheduler leads", lambda: operator.read("planned/services/web")["spec_index"] >= index)
 

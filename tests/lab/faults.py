@@ -116,8 +116,8 @@ def suffer(operator: Operator, fault: Fault, lasts: float, meanwhile: Callable[[
             healed = time.monotonic()
             for victim in victims:
                 operator.lab.heal(victim)
-            eventually("no doubt is left", lambda: all(operator.doubt(name) == ("", "") for name in operator.names()))
             events.heard(operator)
+            eventually("no doubt is left", lambda: all(operator.doubt(name) == ("", "") for name in operator.names()))
             events.settled(operator, "all is well after", within=120)
             for who in troubled:
                 operator.record(Trouble(time.time(), who, fault.name, begins=False))

@@ -64,6 +64,23 @@ class Operator:
         """Raises `OSError` while no host's Consul has a leader."""
         self.asked(lambda host: store.ask(host, _path(key), document, method="PUT").close())
 
+    def write_again(self, key: str) -> bool:
+        """Whether a document of the store is as it was, and newer. A server that has just restarted may tell of its
+        last snapshot: only what all servers agree on is written."""
+
+        def row(host: str) -> Any:
+            with store.ask(host, _path(key) + "?consistent") as answer:
+                return json.load(answer)[0]
+
+        found = self.asked(row)
+        path, document = f"{_path(key)}?cas={found['ModifyIndex']}", json.loads(b64decode(found["Value"]))
+
+        def written(host: str) -> bool:
+            with store.ask(host, path, document, method="PUT") as answer:
+                return bool(json.load(answer))
+
+        return self.asked(written)
+
     def delete(self, key: str) -> None:
         self.asked(lambda host: store.ask(host, _path(key), method="DELETE").close())
 
@@ -77,7 +94,7 @@ class Operator:
         return [host.name for host in self.lab.hosts if host.name not in but]
 
     def read(self, key: str) -> Any:
-        """A document of the store; empty if there is none."""
+        """A document of the store, as the asked server has it; empty if there is none."""
 
         def value(host: str) -> Any:
             try:
