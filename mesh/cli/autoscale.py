@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,8 @@ async def _tell(mesh: Mesh, service: str, *, follow: bool, json: bool) -> None:
     from mesh.cli.autoscaled import explanations, line, show
 
     said = ""
-    async for told in explanations(mesh, service):
+    warned: Sequence[str] = ()
+    async for told, warnings in explanations(mesh, service):
         if json and follow:
             console.say(msgspec.json.encode(told).decode())
         elif json:
@@ -68,6 +70,9 @@ async def _tell(mesh: Mesh, service: str, *, follow: bool, json: bool) -> None:
         elif (news := line(told)) != said:
             console.say(f"{time.strftime('%H:%M:%S')}  {news}")
             said = news
-        mesh.warn_without_leader()
+        for warning in warnings:
+            if warning not in warned:
+                console.note(f"warning: {warning}")
+        warned = warnings
         if not follow:
             break

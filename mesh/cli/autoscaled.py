@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 import msgspec
@@ -23,29 +23,33 @@ _LAST = 5
 """Changes that are shown."""
 
 
-async def explanations(mesh: Mesh, service: str) -> AsyncIterator[Explanation]:
-    """One now, and another each second."""
+async def explanations(mesh: Mesh, service: str) -> AsyncIterator[tuple[Explanation, Sequence[str]]]:
+    """One now, and another each second; with warnings."""
     async with session() as http:
         while True:
             view = await mesh.view()
             mesh.known_services(view, [service])
-            yield await _explanation(mesh, http, view, service)
+            told, warnings = await _explanation(mesh, http, view, service)
+            yield told, [*warnings, *mesh.warnings()]
             await asyncio.sleep(_INTERVAL)
 
 
-async def _explanation(mesh: Mesh, http: aiohttp.ClientSession, view: View, service: str) -> Explanation:
+async def _explanation(
+    mesh: Mesh, http: aiohttp.ClientSession, view: View, service: str
+) -> tuple[Explanation, Sequence[str]]:
     wish, plan = view.wishes.get(service), view.plans.get(service)
     state = view.scaled.get(service)
     if state is None and (wish is None or (wish.spec is not None and wish.spec.scale is None)):
         raise Failed(f"{service} does not follow its load: give its spec a `scale`, see docs/autoscaling.md")
+    warnings = []
     if plan is not None and plan.errors:
-        console.note(f"warning: {service}: its newest spec is refused, the one before stays: {'; '.join(plan.errors)}")
+        warnings.append(f"{service}: its newest spec is refused, the one before stays: {'; '.join(plan.errors)}")
     leader = leader_of(await mesh.store.get(mesh.keys.leader))
     answer = await _ask(http, leader.admin, service)
     if isinstance(answer, Explanation):
-        return answer
-    console.note(f"warning: this is what was written last, the leader cannot be asked: {answer}")
-    return Explanation.recorded(service, state or ScaleState(), view.scale.get(service))
+        return answer, warnings
+    warnings.append(f"this is what was written last, the leader cannot be asked: {answer}")
+    return Explanation.recorded(service, state or ScaleState(), view.scale.get(service)), warnings
 
 
 async def _ask(http: aiohttp.ClientSession, admin: str, service: str) -> Explanation | str:

@@ -118,9 +118,13 @@ class Mesh:
         entry = entries.get(self.keys.leader)
         self._leader = entry is not None and entry.session is not None
 
+    def warnings(self) -> list[str]:
+        """What makes that which was read last less than it seems."""
+        return ["no scheduler leads, nothing will change; start one: mesh scheduler"] if self._leader is False else []
+
     def warn_without_leader(self) -> None:
-        if self._leader is False:
-            console.note("warning: no scheduler leads, nothing will change; start one: mesh scheduler")
+        for warning in self.warnings():
+            console.note(f"warning: {warning}")
 
     def known_services(self, view: "View", names: Sequence[str]) -> None:
         """Raises `Failed` for names that are no service."""

@@ -1,5 +1,7 @@
 """`mesh cron next`: when a schedule runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -35,17 +37,28 @@ def next(
     import time
     from itertools import islice, takewhile
 
-    from mesh.cron import local_text, parse_time, runs
+    from mesh.cron import local_text, parse_time, parse_zone, runs
 
-    try:
+    with _fault_of("--zone"):
+        parse_zone(zone)
+    with _fault_of("--from"):
         first = parse_time(start, zone) if start else time.time()
+    with _fault_of("--to"):
         last = parse_time(end, zone) if end else math.inf
+    with _fault_of("EXPR"):
         due = takewhile(lambda run: run <= last, runs(expression, zone, math.nextafter(first, -math.inf)))
         found = [{"time": int(run), "local": local_text(run, zone)} for run in islice(due, None if end else _COUNT)]
-    except ValueError as error:
-        raise Invalid(str(error)) from None
     if json:
         console.print_json(found)
     else:
         for run in found:
             console.say(str(run["local"]))
+
+
+@contextmanager
+def _fault_of(what: str) -> Iterator[None]:
+    """Raises `Invalid` that names the flag or argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise Invalid(f"{what}: {error}") from None

@@ -20,9 +20,13 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from mesh.keys import Keys
 from mesh.model import ClusterConfig
 from mesh.settings import AgentSettings, StoreSettings
+from mesh.store import StoreError
+from mesh.store.consul import ConsulStore
 from mesh.store.diagnosis import StoreDiagnosis, diagnose
+from mesh.view import decode_document
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -104,7 +108,10 @@ def privileges(uid: int, capabilities: int, lowest_port: int) -> Finding:
     return Finding("privileges", "warn", "; ".join(lacking), "run the agent as root; for one machine this is fine")
 
 
-def vip_route(vip_range: str, accepted: bool, may_add: bool) -> Finding:
+def vip_route(vip_range: str, accepted: bool, may_add: bool, wanted: str = "auto") -> Finding:
+    """`wanted`: the agent's `vips`."""
+    if wanted == "loopback":
+        return Finding("vip route", "ok", "not needed: vips loopback")
     if accepted:
         return Finding("vip route", "ok", f"this host accepts {vip_range}")
     if may_add:
@@ -191,8 +198,9 @@ async def examine(settings: AgentSettings) -> list[Finding]:
     """All checks, for an agent with these settings."""
     from mesh.dataplane.workers import refused_addresses
 
-    diagnosis, skew, (engine_answer, engine_here), runs_here = await asyncio.gather(
+    diagnosis, vip_range, skew, (engine_answer, engine_here), runs_here = await asyncio.gather(
         diagnose(settings.store),
+        _vip_range(settings.store),
         _clock_skew(settings.store),
         _engine_answer(settings),
         _agent_answers(settings.admin_listen),
@@ -201,19 +209,34 @@ async def examine(settings: AgentSettings) -> list[Finding]:
     listens[settings.admin_listen] = ("admin HTTP", "--admin-listen")
     refused = refused_addresses(list(listens))
     capabilities = _capabilities()
-    vip_range = ClusterConfig().vip_range
     return [
         python(sys.version_info[:3]),
         engine(engine_answer, settings.runtime, here=engine_here),
         *(port(what, flag, address, refused.get(address), ours=runs_here)
           for address, (what, flag) in listens.items()),
         privileges(os.geteuid(), capabilities, _lowest_port()),
-        vip_route(vip_range, _accepts(vip_range), bool(capabilities >> CAP_NET_ADMIN & 1)),
+        vip_route(vip_range, _accepts(vip_range), bool(capabilities >> CAP_NET_ADMIN & 1), settings.vips),
         *store(diagnosis, settings.session_ttl),
         clock(skew),
         space(settings.state, _free_space(settings.state)),
         resolvers(_text("/etc/resolv.conf"), settings.dns_listen, settings.upstreams, _local_addresses()),
     ]  # fmt: skip
+
+
+async def _vip_range(settings: StoreSettings) -> str:
+    """The cluster's; as shipped where it cannot be asked."""
+    try:
+        store = ConsulStore(settings)
+    except StoreError:
+        return ClusterConfig().vip_range
+    try:
+        entry = await store.get(Keys(settings.root).config)
+        config = decode_document(entry.value, ClusterConfig) if entry else ClusterConfig()
+    except (StoreError, ValueError):
+        config = ClusterConfig()
+    finally:
+        await store.close()
+    return config.vip_range
 
 
 async def _engine_answer(settings: AgentSettings) -> tuple[Mapping[str, Any] | str, bool]:

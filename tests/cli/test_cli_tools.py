@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh import __version__
-from tests.cli.conftest import Mesh
+from tests.cli.conftest import Kv, Mesh
 
 TABLE = {
     "index": 1,
@@ -107,6 +107,13 @@ def test_doctor_is_content_with_a_good_store(mesh: Mesh, store_url: str, tmp_pat
     assert "answers, leader" in result.out
 
 
+def test_doctor_looks_at_the_clusters_virtual_ips(mesh: Mesh, kv: Kv) -> None:
+    kv.put(kv.keys.config, {"vip_range": "127.7.0.0/16"})
+    [found] = [finding for finding in mesh("doctor", "--runtime", "process", "--json").json
+               if finding["check"] == "vip route"]  # fmt: skip
+    assert (found["level"], found["what"]) == ("ok", "this host accepts 127.7.0.0/16")
+
+
 def test_cron_next_lists_the_due_runs(mesh: Mesh) -> None:
     night = ("--zone", "Europe/Berlin", "--from", "2026-10-25T00:30Z", "--to", "2026-10-25T02:30:00Z")
     assert mesh("cron", "next", "30 * * * *", *night, "--json").json == [
@@ -121,8 +128,10 @@ def test_cron_next_lists_the_due_runs(mesh: Mesh) -> None:
 def test_cron_next_says_what_is_wrong(mesh: Mesh) -> None:
     for arguments, fault in [
         (["0 0 31 2 *"], "February has no day 31"),
-        (["@daily", "--zone", "Mars/Olympus"], "must be a time zone"),
-        (["@daily", "--from", "tomorrow"], "must be a time"),
+        (["* *"], "EXPR: must have five fields"),
+        (["@daily", "--zone", "Mars/Olympus"], "--zone: must be a time zone"),
+        (["@daily", "--from", "tomorrow"], "--from: must be a time"),
+        (["@daily", "--to", "yesterday"], "--to: must be a time"),
     ]:
         result = mesh("cron", "next", *arguments)
         assert (result.code, result.out) == (2, "")

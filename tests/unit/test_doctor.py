@@ -82,6 +82,7 @@ def test_privileges() -> None:
 def test_the_vip_route() -> None:
     assert levels(*(doctor.vip_route("10.96.0.0/16", accepted, root) for accepted, root in
                     [(True, False), (False, True), (False, False)])) == ["ok", "ok", "warn"]  # fmt: skip
+    assert levels(doctor.vip_route("10.96.0.0/16", False, False, "loopback")) == ["ok"]
 
 
 def test_the_clock() -> None:
