@@ -146,9 +146,15 @@ class _Stage:
         old = releases.resolved(old, self._configs)
         release = Release(number=_OLD, hash=old.digest(), spec=old.canonical(), good=True, cause="spec@1")
         self._old_hash = release.hash
-        self._plan = ServicePlan(service=self._service, spec_index=1, desired=old.replicas, releases=[release])
-        nodes = itertools.cycle(self._reports)
-        for resident, node in zip(self._script.residents, nodes, strict=False):
+        seated = [*zip(self._script.residents, itertools.cycle(self._reports), strict=False)]
+        self._plan = ServicePlan(
+            service=self._service,
+            spec_index=1,
+            desired=old.replicas,
+            releases=[release],
+            pins={str(resident.slot): node for resident, node in seated} if old.volumes else {},
+        )
+        for resident, node in seated:
             id, since = f"{self._service}-{resident.slot}-{self._new_id()}", self._now - resident.age
             before = self._plans.get(node) or NodePlan(node=node, specs={spec_key(self._service, _OLD): release.spec})
             assignment = Assignment(id=id, service=self._service, slot=resident.slot, release=_OLD, placed=since)

@@ -129,6 +129,13 @@ def test_replicas_begin_as_they_are_said_to(play: Any) -> None:
     assert placed["slot"] == 2, "what is not ready is replaced first"
 
 
+def test_a_volume_keeps_its_slot_where_it_is(play: Any) -> None:
+    data = {"replicas": 4, "volumes": {"data": {"path": "/data"}}}
+    played = play(old={**OLD, **data}, spec={**new(max_unavailable="50%"), **data})
+    places = [action for step in played["steps"] for action in step["actions"] if action["action"] == "place"]
+    assert {one["slot"]: one["node"] for one in places} == {1: "n1", 2: "n2", 3: "n3", 4: "n1"}
+
+
 def test_configs_that_a_spec_names_are_there(play: Any) -> None:
     named = {"env": {"MODE": {"config": "mode"}}, "mounts": [{"config": "site", "path": "/etc/site.conf"}]}
     assert actions(play(old={**OLD, **named}, spec={**OLD, **named})) == [], "nothing is changed"
