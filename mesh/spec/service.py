@@ -190,7 +190,7 @@ class Update(Part):
     min_healthy: Duration = 10.0
     """How long a new replica must be ready before the next is begun."""
     healthy_deadline: Duration = 300.0
-    """A new replica that is not ready by then has failed."""
+    """A new replica that has not been ready for `min_healthy` by then has failed."""
     progress_deadline: Duration = 600.0
     """Without any progress for so long, the update has failed."""
     canary: CountOrShare = 0
@@ -213,13 +213,17 @@ class Update(Part):
         if not isinstance(value, Mapping):
             return value
         body = {**value}
-        if isinstance(body.get("auto_rollback"), bool):
-            wanted = "rollback" if body.pop("auto_rollback") else "pause"
-            if not {"failure_action", "on_failure"} & body.keys():
-                body["on_failure"] = wanted
         for other, ours in (("min_healthy_time", "min_healthy"), ("failure_action", "on_failure")):
-            if other in body and ours not in body:
+            if other in body and ours in body:
+                raise FieldFault(other, f"is another word for {ours}: leave one of them out")
+            if other in body:
                 body[ours] = body.pop(other)
+        if "auto_rollback" in body:
+            wanted, said = body.pop("auto_rollback"), body.get("on_failure", "rollback")
+            if not isinstance(wanted, bool):
+                raise FieldFault("auto_rollback", f"must be true or false, got {shown(wanted)}")
+            if wanted != (said == "rollback") and said in ("rollback", "pause", "continue"):
+                body["on_failure"] = "rollback" if wanted else "pause"
         return body
 
     @model_validator(mode="after")

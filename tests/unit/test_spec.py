@@ -380,6 +380,8 @@ def test_every_part_forbids_what_it_does_not_know() -> None:
         ({"auto_rollback": False}, {"on_failure": "pause"}),
         ({"auto_rollback": True}, {}),
         ({"auto_rollback": False, "failure_action": "continue"}, {"on_failure": "continue"}),
+        ({"auto_rollback": False, "failure_action": "rollback"}, {"on_failure": "pause"}),
+        ({"auto_rollback": True, "failure_action": "pause"}, {}),
     ],
 )
 def test_other_systems_words_for_an_update_mean_the_same(words: dict[str, Any], same: dict[str, Any]) -> None:
@@ -387,3 +389,19 @@ def test_other_systems_words_for_an_update_mean_the_same(words: dict[str, Any], 
         return parse_spec({"name": "web", "image": "web:1", "update": body})
 
     assert update(words) == update(same)
+
+
+@pytest.mark.parametrize(
+    ("update", "fault"),
+    [
+        ({"auto_rollback": "yes"}, "update.auto_rollback: must be true or false, got 'yes'"),
+        ({"failure_action": "pause", "on_failure": "pause"},
+         "update.failure_action: is another word for on_failure: leave one of them out"),
+        ({"auto_rollback": True, "failure_action": "pase"},
+         "update.on_failure: must be rollback, pause or continue, got 'pase' (did you mean 'pause'?)"),
+    ],
+)  # fmt: skip
+def test_other_systems_words_are_no_unknown_fields(update: dict[str, Any], fault: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        parse_spec({"name": "web", "image": "web:1", "update": update})
+    assert raised.value.errors == [fault]
