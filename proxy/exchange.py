@@ -101,6 +101,8 @@ class Exchange(Tries):
             self._try(self._pick(now), now)
         elif backend.asleep:
             self._wait_for_start(now)
+        elif not backend.present:  # what is still under way keeps the gate full: nobody waits for what is not there
+            self._try(None, now)
         elif backend.gate.wait(self):
             self._queued = True
             backend.stats.queued += 1

@@ -205,6 +205,17 @@ async def test_nobody_waits_for_a_service_that_is_gone(mesh: Mesh) -> None:
     assert (await first.answer())[1] == b"ok"
 
 
+async def test_nobody_waits_for_a_service_at_zero_that_is_still_busy(mesh: Mesh) -> None:
+    mesh.traffic = {"limits": {"in_flight": 1}}
+    await mesh.add("web-1")
+    first, server, _ = await mesh.pair()
+    mesh.desired = 0
+    await mesh.update()
+    assert (await mesh.ask())[1] == b"web.http: the service is scaled to zero\n"
+    await server.send(OK)
+    assert (await first.answer())[1] == b"ok"
+
+
 async def test_more_room_lets_those_in_who_wait(mesh: Mesh) -> None:
     mesh.traffic = {"limits": {"in_flight": 1}}
     upstream = await mesh.add("web-1")
