@@ -22,6 +22,7 @@ from mesh.metrics import Family, Sample
 
 if TYPE_CHECKING:
     from mesh.proxy.exchange import Exchange
+    from mesh.proxy.headers import Origin
     from mesh.proxy.http1 import Request
     from mesh.proxy.l4 import TcpSession
 
@@ -101,7 +102,7 @@ class AccessLog:
         self._write(
             Line(
                 time=self._now(),
-                client=exchange.client.origin.address.decode("latin-1"),
+                client=_client(exchange.client.origin, request),
                 service=exchange.backend.service,
                 port=exchange.backend.port,
                 route=exchange.route.name if exchange.route is not None else "",
@@ -122,12 +123,12 @@ class AccessLog:
             )
         )
 
-    def answered(self, client: bytes, status: int, request: Request | None = None) -> None:
+    def answered(self, origin: Origin, status: int, request: Request | None = None) -> None:
         """The proxy answered itself: a redirect, or why the request goes nowhere. None: it was not even read."""
         reason = _REASONS.get(status, "bad-request") if status >= 400 else ""
         if not reason and self._sample < 1.0 and random() >= self._sample:
             return
-        line = Line(time=self._now(), client=client.decode("latin-1"), status=status, reason=reason)
+        line = Line(time=self._now(), client=_client(origin, request), status=status, reason=reason)
         if request is not None:
             line.method = request.method.decode("latin-1")
             line.host, line.path = _text(request.asked_host, MOST_HOST), _path(request)
@@ -255,6 +256,10 @@ def _ids(head: bytes) -> tuple[str, str]:
             if value is not None:
                 found[place] = _text(value, MOST_ID)
     return found[0], found[1]
+
+
+def _client(origin: Origin, request: Request | None) -> str:
+    return _text(origin.client(request.fields) if request is not None else origin.address, MOST_HOST)
 
 
 def _path(request: Request) -> str:

@@ -34,6 +34,16 @@ class Origin:
         self.trusted = trusted
         self.lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: " % (address, scheme)
 
+    def client(self, fields: RequestFields) -> bytes:
+        """Whom a request comes from; behind a trusted proxy, whom that one names."""
+        chain = fields.forwarded.get(b"x-forwarded-for") if self.trusted else None
+        return (chain[-1].rpartition(b",")[2].strip() if chain else b"") or self.address
+
+    def asked_scheme(self, fields: RequestFields) -> bytes:
+        """How it was asked for; behind a trusted proxy, as that one says."""
+        told = fields.forwarded.get(b"x-forwarded-proto", ()) if self.trusted else ()
+        return told[0].lower() if len(told) == 1 and told[0].lower() in (b"http", b"https") else self.scheme
+
     def forwarded(self, fields: RequestFields, host: bytes) -> bytes:
         """The lines that tell the upstream of the client, but for the last line's end."""
         if not (self.trusted and fields.forwarded):

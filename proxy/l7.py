@@ -287,7 +287,7 @@ class ClientConnection(Timed):
 
     def _log_answer(self, status: int, request: Request | None = None) -> None:
         if self.context.access_log is not None:
-            self.context.access_log.answered(self.origin.address, status, request)
+            self.context.access_log.answered(self.origin, status, request)
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answers what cannot be served, and closes: what follows it cannot be told from a request."""

@@ -73,12 +73,11 @@ def hash_key(hash_of: str, request: Request, origin: Origin) -> bytes | None:
 
     Args:
         hash_of: `client`, `header:NAME` or `cookie:NAME`.
-        origin: whom the request comes from; behind a trusted proxy, the client that it names.
+        origin: whom the request comes from.
     """
     kind, _, name = hash_of.partition(":")
     if kind == "client":
-        chain = request.fields.forwarded.get(b"x-forwarded-for") if origin.trusted else None
-        return chain[-1].rpartition(b",")[2].strip() if chain else origin.address
+        return origin.client(request.fields)
     wanted = name.encode()
     if kind == "header":
         wanted = wanted.lower()

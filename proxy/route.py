@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from mesh.proxy.headers import Origin
 from mesh.proxy.http1 import Request
 from mesh.proxy.limit import TokenBucket, TokenBuckets
 from mesh.table import Redirect, Rewrite, Rule, Target
@@ -96,14 +97,15 @@ class Meeting(Generic[W]):
             return False
         return all(value in request.fields.values(name) for name, value in self._headers)
 
-    def wait(self, request: Request, client: bytes, now: float) -> float:
+    def wait(self, request: Request, origin: Origin, now: float) -> float:
         """Seconds until a request like this one is within the rule's limits; 0: it is."""
         limit = self._limit
         if limit is None:
             return 0.0
         if isinstance(limit, TokenBucket):
             return limit.take(now)
-        key = next(iter(request.fields.values(self._limit_by)), b"") if self._limit_by else client
+        fields = request.fields
+        key = next(iter(fields.values(self._limit_by)), b"") if self._limit_by else origin.client(fields)
         return limit.take(key, now)
 
     def moved(self, change: Redirect | Rewrite, path: bytes, target: bytes) -> bytes:

@@ -158,12 +158,12 @@ class RouteSite:
             self.stats.refused(404)
             raise Answer(404, "no route for this host and path")
         stats = self.routes[meeting.route]
-        if wait := meeting.wait(request, origin.address, time.monotonic()):
+        if wait := meeting.wait(request, origin, time.monotonic()):
             stats.refused(429)
             raise Answer(429, "too many requests", b"Retry-After: %d\r\n" % math.ceil(wait))
         rule = meeting.rule
         if rule.redirect is not None:
-            location = meeting.location(rule.redirect, path, request, origin.scheme)
+            location = meeting.location(rule.redirect, path, request, origin.asked_scheme(request.fields))
             stats.refused(rule.redirect.code)
             raise Answer(rule.redirect.code, f"see {location.decode('latin-1')}", b"Location: %b\r\n" % location)
         way = meeting.split.next()

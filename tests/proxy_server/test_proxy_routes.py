@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mesh.proxy.http1 import Request, parse_request
 from mesh.proxy.route import Meeting, Router, Split, compared_host, compared_path
+from mesh.proxy.server import ProxyServer
 from mesh.table import Endpoint, RateLimit, Redirect, Rewrite, Rule, Table, TablePort, TableRoute, TableService, Target
 from tests.parts.ports import free_port
 from tests.proxy_server.wire import Head, Mesh, Peer, Upstream, answering
@@ -442,3 +443,21 @@ async def test_a_rule_s_rate_is_limited_for_each_client(routed: Routed) -> None:
     assert [(await routed.ask("/b", "x", "GET", f"x-key: {key}"))[0] for key in "112"] == ["200", "429", "200"]
     assert [(await routed.ask("/c", "x", "GET", f"x-key: {key}"))[0] for key in "12"] == ["200", "429"]
     assert routed.mesh.count("route_requests", route="shop", code="4xx") == 4
+
+
+async def test_a_trusted_proxy_names_the_client_and_how_it_asked() -> None:
+    trusting = Mesh(ProxyServer(trust=["127.0.0.0/8"]))
+    await trusting.proxy.start()
+    routed = Routed(trusting)
+    try:
+        await trusting.add("web-1", answering(b"1"))
+        await routed.serve(
+            Rule(to=to("web"), limits=RateLimit(rate=0.01, burst=1)),
+            Rule(path="/old", redirect=Redirect(host="new.example")),
+        )
+        seen = [await routed.ask("/", "x", "GET", f"X-Forwarded-For: 9.9.9.9, 192.0.2.{key}") for key in "112"]
+        assert [status for status, _, _ in seen] == ["200", "429", "200"]
+        _, head, _ = await routed.ask("/old", "x", "GET", "X-Forwarded-Proto: https")
+        assert head["Location"] == "https://new.example/old"
+    finally:
+        await trusting.close()
