@@ -181,14 +181,14 @@ def test_few_keys_move_when_an_endpoint_goes_or_comes(count: int, seed: int) -> 
     assert _owners(Ring(members[1:] + members[:1])) == before, "the order does not matter"
 
 
-@given(st.lists(st.integers(1, 10), min_size=2, max_size=5))
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
 @settings(max_examples=20)
 def test_keys_follow_weights(weights: list[int]) -> None:
     members = [Fake(f"web-{number}", weight=weight) for number, weight in enumerate(weights)]
     owned = Counter(_owners(Ring(members)).values())
     for member in members:
         share = len(KEYS) * member.weight / sum(weights)
-        assert 0.4 * share < owned[member.id] < 1.9 * share
+        assert 0.5 * share < owned[member.id] < 1.6 * share
 
 
 def test_every_member_takes_over_once() -> None:
