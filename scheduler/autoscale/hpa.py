@@ -32,6 +32,9 @@ INITIAL_READINESS = 30.0
 MOST = 1e15
 """What is above that was not measured."""
 
+_DIGITS = 9
+"""Decimals to which ratios are compared: sums of floats differ in the last ones."""
+
 _PENDING = frozenset({ReplicaState.ASSIGNED, ReplicaState.PULLING, ReplicaState.STARTING})
 _GONE = frozenset({ReplicaState.DRAINING, ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST})
 
@@ -44,7 +47,8 @@ class Tolerance:
     up: float = TOLERANCE
 
     def covers(self, ratio: float) -> bool:
-        return 1.0 - self.down <= ratio <= 1.0 + self.up
+        """Both ends included, whatever the rounding of floats: 55 % of 50 % is 1.1."""
+        return -self.down <= round(ratio - 1.0, _DIGITS) <= self.up
 
 
 @dataclass(slots=True)
@@ -135,10 +139,10 @@ def _desired(
 ) -> tuple[int, str]:
     """calcPlainMetricReplicas and GetResourceReplicas (the same but for what a missing replica is taken to use), and
     which replicas did not count as they are."""
-    ratio = sum(groups.counted) / len(groups.counted) / target
+    ratio = _ratio(groups.counted, target)
     up = ratio > 1.0
     if not (groups.aside and up) and not groups.missing:
-        return current if tolerance.covers(ratio) else ceil(ratio * len(groups.counted)), ""
+        return current if tolerance.covers(ratio) else ceil(sum(groups.counted) / target), ""
     values, notes = list(groups.counted), []
     if groups.missing and (plain or ratio != 1.0):
         taken = fallback if ratio < 1.0 else 0.0
@@ -147,12 +151,17 @@ def _desired(
     if groups.aside and up:
         values += [0.0] * groups.aside
         notes.append(f"{groups.aside} not ready as 0")
-    again = sum(values) / len(values) / target
+    again = _ratio(values, target)
     note = f"{' and '.join(notes)}: {again * target:.4g}" if notes else ""
-    count = ceil(again * len(values))
+    count = ceil(sum(values) / target)
     turned = (ratio < 1.0 < again) or (again < 1.0 < ratio)
     against = (again < 1.0 and count > current) or (again > 1.0 and count < current)
     return current if tolerance.covers(again) or turned or against else count, note
+
+
+def _ratio(values: list[float], target: float) -> float:
+    """Of the mean to the target, for comparing."""
+    return round(sum(values) / len(values) / target, _DIGITS)
 
 
 def _average(value: float, target: float, reading: Reading, tolerance: Tolerance) -> int:

@@ -101,10 +101,13 @@ class _Replay:
         while self._starting and self._starting[0][0] <= point.time:
             self._ready += self._starting.pop(0)[1]
         replicas = list(point.replicas) if point.replicas is not None else self._counted(point)
+        # a sum that none of them has told is none
+        untold = point.missing > 0 and not any(replica.values for replica in replicas)
         metrics = {
-            key: Sample(value=value, fault="" if value is not None else "it is missing in the series")
+            key: Sample(fault="no ready replica told it") if untold and not key.startswith("prometheus")
+            else Sample(value=value, fault="" if value is not None else "it is missing in the series")
             for key, value in point.metrics.items()
-        }
+        }  # fmt: skip
         return Reading(
             current=self._current, replicas=replicas, metrics=metrics, waiting=point.waiting, traffic=point.traffic
         )  # fmt: skip

@@ -46,6 +46,7 @@ FORMULA = [
     (4, 15, 3, 0, 1, 3),  # 0.5 down: the missing one at the target: (15 + 10)/4 = 6.25: ceil(0.625 · 4) = ceil(2.5)
     (4, 24, 3, 0, 1, 4),  # 0.8 down: (24 + 10)/4 = 8.5: ceil(0.85 · 4) = ceil(3.4)
     (6, 80, 4, 1, 1, 8),  # 2.0 up: (80 + 0 + 0)/6 = 13.3: ceil(1.33 · 6)
+    (5, 10, 0, 0, 5, 5),  # none of the ready ones tells: the metric fails: stay
     (6, 16, 4, 1, 1, 3),  # 0.4 down: (16 + 10)/5 = 5.2 without the unready one: ceil(0.52 · 5) = ceil(2.6)
 ]
 
@@ -292,6 +293,14 @@ def test_a_tolerance_of_its_own() -> None:
     found = played(10, *steps(101, 0), *steps(60, 15), *steps(50, 30), behavior=behavior)
     # 1.01 is above 1 + 0: ceil(10.1) = 11; 60/11 = 5.45 is not below 5; 50/11 = 4.5 is: ceil(0.4545 · 11) = 5
     assert [one.replicas for one in found] == [11, 11, 5]
+
+
+@pytest.mark.parametrize(("target", "measured"), [("50%", "55%"), ("70%", "77%"), ("77%", "69.3%"), ("80%", "88%")])
+def test_the_ends_of_the_tolerance_are_within_it_whatever_the_sums_of_floats(target: str, measured: str) -> None:
+    metrics = [{"cpu": target}]
+    assert {played(count, {"time": 0, "load": measured}, metrics=metrics)[0].limit for count in range(1, 80)} == {
+        "tolerance"
+    }
 
 
 def test_bounds_hold() -> None:
