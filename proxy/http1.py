@@ -24,6 +24,7 @@ from mesh.proxy.body import Body, ChunkedBody, LengthBody, Malformed, UntilClose
 from mesh.proxy.trace import Trace, parse_traceparent
 
 MAX_HEAD: Final = 32 * 1024
+"""Bytes up to the empty line's end."""
 MAX_FIELDS: Final = 100
 HEAD_END: Final = b"\r\n\r\n"
 
@@ -46,7 +47,10 @@ _FORWARDED = {b"forwarded", b"x-real-ip"}  # and all of x-forwarded-…
 _OF_REQUESTS = _HOP_BY_HOP | _FORWARDED | {
     b"host", b"expect", b"proxy-authorization", b"x-request-id", b"traceparent", b"tracestate",
 }  # fmt: skip
+_SENT_AGAIN = {b"x-request-id", b"traceparent", b"tracestate"}  # unless `Connection` names them
 _OF_RESPONSES = _HOP_BY_HOP | {b"proxy-authenticate"}
+_EXACT = {b"content-length", b"transfer-encoding"}
+"""Where even space behind the value is refused."""
 _NEVER_NOMINATED = _FORWARDED | {b"host", b"content-length", b"transfer-encoding", b"authorization", b"cookie"}
 """What a client must not have removed on the way by naming it in `Connection`: others rely on it."""
 
@@ -104,6 +108,8 @@ class _Head:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         known = self._spellings[name]
+        if known not in _EXACT:
+            value = value.rstrip(b" \t")  # llhttp takes off what is in front
         if not known:
             self.fields.append((name, value))
         elif known in self.known:
@@ -222,9 +228,9 @@ def _absolute(method: bytes, target: bytes, fields: RequestFields) -> Request:
     match = _ABSOLUTE.fullmatch(target)
     if match is None or _HOST.fullmatch(match[1]) is None:
         raise Malformed("a target that is neither a path nor an absolute http URL")
-    rest = match[2] or b"/"
+    rest = match[2] or (b"*" if method == b"OPTIONS" else b"/")  # RFC 9112, 3.2.4
     # RFC 9112, 3.2.2: the authority of the target wins over Host
-    return Request(method, rest if rest.startswith(b"/") else b"/" + rest, match[1], fields)
+    return Request(method, b"/" + rest if rest.startswith(b"?") else rest, match[1], fields)
 
 
 def _request_fields(rest: bytes) -> RequestFields:
@@ -236,6 +242,8 @@ def _request_fields(rest: bytes) -> RequestFields:
     options = _options(known)
     if sensitive := {option for option in options if option in _NEVER_NOMINATED or option.startswith(b"x-forwarded-")}:
         raise Malformed(f"a Connection field that names {min(sensitive).decode()}")
+    for name in _SENT_AGAIN & options:
+        known.pop(name, None)
     fields = RequestFields(known)
     fields.version = version
     fields.host = _host(known.get(b"host"), version)

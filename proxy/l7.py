@@ -180,7 +180,7 @@ class ClientConnection(Timed):
         data = self._buffer
         if data[0] == 0x0D:  # RFC 9112, 2.2: empty lines before a request are ignored
             self._buffer = data = _EMPTY_LINES.sub(b"", data)
-        end = data.find(HEAD_END, 0, MAX_HEAD + len(HEAD_END))
+        end = data.find(HEAD_END, 0, MAX_HEAD)
         if end < 0:
             self._wait_for_head(data)
             return False

@@ -157,7 +157,7 @@ class UpstreamConnection(Timed):
     def _read(self, exchange: Exchange, data: bytes) -> None:
         self._buffer = b""
         while self._response is None:
-            end = data.find(HEAD_END, 0, MAX_HEAD + 4)
+            end = data.find(HEAD_END, 0, MAX_HEAD)
             if end < 0:
                 self._wait_for_head(data)
                 return
@@ -189,7 +189,7 @@ class UpstreamConnection(Timed):
             self._finish(exchange, self._response, data)
 
     def _wait_for_head(self, data: bytes) -> None:
-        if len(data) > MAX_HEAD:
+        if len(data) >= MAX_HEAD:
             raise Malformed(f"a head longer than {MAX_HEAD} bytes")
         if not data.startswith(b"HTTP/1."[: len(data)]):
             raise Malformed("no status line")

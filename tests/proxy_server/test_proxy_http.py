@@ -59,6 +59,16 @@ async def test_hop_by_hop_fields_end_here(mesh: Mesh) -> None:
     assert {name for name, _ in answer.fields} == {"Content-Length", "X-Request-Id"}
 
 
+async def test_what_a_connection_field_names_is_made_anew(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    _, _, request = await mesh.pair(
+        b"GET / HTTP/1.1\r\nHost: web\r\nConnection: X-Request-Id, traceparent, tracestate\r\nX-Request-Id: mine\r\n"
+        b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=1\r\n\r\n"
+    )
+    assert request["traceparent"].split("-")[1] == request["X-Request-Id"] != "mine"
+    assert "tracestate" not in request
+
+
 @pytest.mark.parametrize(
     "sent", [b"TE: trailers", b"TE: deflate;q=0.5, Trailers", b"TE: gzip\r\nConnection: TE\r\nTE: trailers"]
 )
@@ -171,10 +181,17 @@ async def test_an_absolute_target_s_authority_wins(mesh: Mesh) -> None:
     assert request["Host"] == "real.example:8080"
 
 
-async def test_options_asterisk(mesh: Mesh) -> None:
+@pytest.mark.parametrize("target", [b"*", b"http://web"])
+async def test_options_asterisk(mesh: Mesh, target: bytes) -> None:
     await mesh.add("web-1")
-    _, _, request = await mesh.pair(b"OPTIONS * HTTP/1.1\r\nHost: web\r\n\r\n")
+    _, _, request = await mesh.pair(b"OPTIONS %b HTTP/1.1\r\nHost: web\r\n\r\n" % target)
     assert request.start == "OPTIONS * HTTP/1.1"
+
+
+async def test_space_around_values_does_not_count(mesh: Mesh) -> None:
+    await mesh.add("web-1")
+    _, _, request = await mesh.pair(b"GET / HTTP/1.1\r\nHost: \tweb \t\r\nX: a b \r\nX-Request-Id: 7\t\r\n\r\n")
+    assert (request["Host"], request["X"], request["X-Request-Id"]) == ("web", "a b", "7")
 
 
 async def test_empty_lines_before_a_request_are_ignored(mesh: Mesh) -> None:

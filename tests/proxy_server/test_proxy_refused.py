@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.proxy_server.wire import GET, OK, Mesh
+from tests.proxy_server.wire import GET, OK, Mesh, answering
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: web\r\n\r\n"
 
@@ -140,6 +140,17 @@ async def test_refused(mesh: Mesh, status: int, request_: bytes) -> None:
     assert body.endswith(b"\n")
     await client.closed()
     assert upstream.accepted == 0
+
+
+@pytest.mark.parametrize("first", [32767, 32768, 40_000])
+async def test_32_kib_are_counted_alike_however_they_come(mesh: Mesh, first: int) -> None:
+    await mesh.add("web-1", answering(b"ok"))
+    for size, status in ((32 * 1024, "200"), (32 * 1024 + 1, "431")):
+        head = b"GET / HTTP/1.1\r\nHost: web\r\nX: ".ljust(size - 4, b"x") + b"\r\n\r\n"
+        client = await mesh.dial()
+        await client.send(head[:first])
+        await client.send(head[first:])
+        assert (await client.head()).start.split()[1] == status
 
 
 async def test_100_fields_and_32_kib_pass(mesh: Mesh) -> None:
