@@ -267,6 +267,9 @@ def _rule_fault(rule: Rule) -> str | None:
         return ".to: a weight must not be below zero"
     for name in ("redirect", "rewrite"):
         change: Redirect | Rewrite | None = getattr(rule, name)
+        for place in ("path", "prefix"):
+            if (path := getattr(change, place, None)) and not path.startswith("/"):
+                return f".{name}.{place}: must begin with /, got {path!r}"
         if change and not _VISIBLE.fullmatch(f"{change.host or ''}{change.path or ''}{change.prefix or ''}"):
             return f".{name}: must be in visible ASCII characters, others escaped (%20)"
     return None

@@ -60,6 +60,10 @@ def port(value: bytes) -> bytes:
             b'{"routes": {"a": {"listen": "", "rules": [{"redirect": {"path": "/a\\r\\nb: c"}}]}}}',
             "routes.a.rules.0.redirect: must be in visible ASCII",
         ),
+        (
+            b'{"routes": {"a": {"listen": "", "rules": [{"redirect": {"host": "b.example", "path": "new"}}]}}}',
+            "routes.a.rules.0.redirect.path: must begin with /, got 'new'",
+        ),
     ],
 )
 def test_says_where_a_file_is_wrong(data: bytes, message: str) -> None:
