@@ -161,8 +161,13 @@ class _Course:
             del self._present[stopped.replica.id]
             if self._placed.pop(stopped.replica.id, None) is None:
                 self._stopped.append(stopped)
+        ended = {_place_of(one.replica): one for one in self._stopped if one.replica.current} if decided.placed else {}
         for replica in decided.placed:
-            self._present[replica.id] = self._placed[replica.id] = replica
+            if back := ended.pop(_place_of(replica), None):  # it made room, and there was enough: it may as well stay
+                self._stopped.remove(back)
+                self._present[back.replica.id] = back.replica
+            else:
+                self._present[replica.id] = self._placed[replica.id] = replica
             self._pin(replica)
 
     def _pin(self, replica: Replica) -> None:
@@ -195,8 +200,9 @@ class _Course:
     def _place(self, seatings: Mapping[str, Seating], gone: Collection[str]) -> _Round:
         """Places all that waits in one batch.
 
-        A predecessor goes if its successor has a place, and stays if not; when one stays after all, the batch is placed
-        anew around it. Those whose predecessors make room come first, so that this room is not taken by others.
+        A predecessor goes if its successor has a place, and stays if not. Those whose predecessors make room come
+        first, so that this room is not taken by others. Where nothing else can be placed any more, a successor for
+        which others left no room may still take its predecessor's own place.
         """
         leaving = {(name, old.slot): Stopped(old, why)
                    for name, seating in seatings.items() for old, why in seating.hand_over}  # fmt: skip
@@ -205,46 +211,53 @@ class _Course:
         empty = [(name, slot) for name, seating in seatings.items() for slot in seating.fill]
         gives_room = {seat for seat, old in leaving.items() if not self._cluster.sites[old.replica.node].draining}
         wanted = sorted([*leaving, *empty], key=lambda seat: (seat not in gives_room, seat[0], slot_order(seat[1])))
-        staying: dict[_Seat, Refusal] = {}
-        for _ in range(MAX_TRIES):
-            away = {old.replica.id for seat, old in leaving.items() if seat not in staying}
-            answers = self._answers([seat for seat in wanted if seat not in staying], {*gone, *away})
-            late = {seat: answer for answer in answers
-                    if isinstance(answer, Refusal) and (seat := _seat(answer)) in leaving}  # fmt: skip
-            staying |= late
-            if not late:
-                refused = list(staying.values())
-                break
-        else:
-            answers, refused = self._answers(wanted, gone, {old.replica.id for old in leaving.values()}), []
-        decided = _Round(refused=refused, settled=not staying)
-        for answer in answers:
-            if isinstance(answer, Refusal):
-                decided.refused.append(answer)
-                continue
+        answers = self._answers_around([self._request(*seat) for seat in wanted], leaving, gone)
+        placed = _placements(answers)
+        if not placed and (stuck := [seat for seat in map(_seat, answers) if seat in gives_room]):
+            in_place = [self._request(*seat, only=leaving[seat].replica.node) for seat in stuck]
+            placed = _placements(self._answers_around(in_place, leaving, gone))
+        filled = {_seat(answer) for answer in placed}
+        decided = _Round(refused=[answer for answer in answers
+                                  if isinstance(answer, Refusal) and _seat(answer) not in filled])  # fmt: skip
+        for answer in placed:
             decided.placed.append(_new_replica(answer))
             decided.stopped += [leaving[_seat(answer)]] if _seat(answer) in leaving else []
             decided.stopped += [Stopped(self._present[id], f"makes room for {answer.request.service}")
                                 for id in answer.evicts]  # fmt: skip
-            decided.settled = decided.settled and not answer.evicts
-        decided.settled = decided.settled or not decided.placed
+        decided.settled = not placed or not (leaving or any(answer.evicts for answer in placed))
         return decided
 
-    def _answers(
-        self, seats: Sequence[_Seat], without: Collection[str], outgoing: Collection[str] = ()
+    def _answers_around(
+        self, requests: Sequence[Request], leaving: Mapping[_Seat, Stopped], gone: Collection[str]
     ) -> list[Placement | Refusal]:
-        if not seats:
+        """Answers for all; when a predecessor stays after all, the others are placed anew around it."""
+        staying: dict[_Seat, Refusal] = {}
+        for _ in range(MAX_TRIES):
+            asked = [one for one in requests if (one.service, one.slot) not in staying]
+            away = {leaving[seat].replica.id for one in asked if (seat := (one.service, one.slot)) in leaving}
+            answers = self._answers(asked, {*gone, *away})
+            late = {seat: answer for answer in answers
+                    if isinstance(answer, Refusal) and (seat := _seat(answer)) in leaving}  # fmt: skip
+            staying |= late
+            if not late:
+                return [*staying.values(), *answers]
+        return self._answers(requests, gone, {old.replica.id for old in leaving.values()})
+
+    def _answers(
+        self, requests: Sequence[Request], without: Collection[str], outgoing: Collection[str] = ()
+    ) -> list[Placement | Refusal]:
+        if not requests:
             return []
         if self._rest is not None and not without and not outgoing:
             nodes = [node for node in self._rest.nodes if self._cluster.lives(node.name)]
         else:
             nodes = engine_nodes(self._cluster, self._present.values(), without, outgoing)
-        return place([self._request(*seat) for seat in seats], nodes, self._cluster.strategy)
+        return place(requests, nodes, self._cluster.strategy)
 
-    def _request(self, name: str, slot: Slot) -> Request:
+    def _request(self, name: str, slot: Slot, only: str | None = None) -> Request:
         service = self._cluster.services[name]
         assert service.blueprint is not None  # or nothing of it would be placed
-        only = str(slot) if service.kind == "global" else self._pins.get((name, slot))
+        only = str(slot) if service.kind == "global" else self._pins.get((name, slot), only)
         return Request(name, slot, service.blueprint, only=only, avoid=self._avoid.get(name, frozenset()))
 
     def _when_alone(self, last: Sequence[Stopped], gone: Collection[str]) -> list[Stopped]:
@@ -281,6 +294,14 @@ class _Course:
 
 def _seat(answer: Placement | Refusal) -> _Seat:
     return answer.request.service, answer.request.slot
+
+
+def _place_of(replica: Replica) -> tuple[str, Slot, str]:
+    return replica.service, replica.slot, replica.node
+
+
+def _placements(answers: Iterable[Placement | Refusal]) -> list[Placement]:
+    return [answer for answer in answers if isinstance(answer, Placement)]
 
 
 def _new_replica(placement: Placement) -> Replica:

@@ -156,6 +156,22 @@ def test_room_that_a_predecessor_keeps_is_not_given_away() -> None:
     assert answer.pending == {"web": [1], "api": [1]}
 
 
+def test_a_successor_takes_its_predecessors_place_before_others_take_it_in_vain() -> None:
+    some = nodes(2, cpu=1)
+    some["n2"]["labels"] = {"disk": "ssd"}
+    services = {"web": web(2, release=2, placement={"constraints": ["disk == ssd"]})}
+    answer = ask(some, services, [on("n1", 1), on("n2", 2)])
+    assert (answer.places, answer.stopped) == ({2: "n2"}, {("web", 2, "n2")})
+    assert answer.pending == {"web": [1]}
+
+
+def test_nor_do_more_important_ones_that_may_not_evict() -> None:
+    services = {"web": web(1, release=2), "api": web(1, placement={"priority": 59})}
+    answer = ask(nodes(1, cpu=1), services, [on("n1")])
+    assert answer.placed == {("web", 1, "n1")}
+    assert answer.pending == {"api": [1]}
+
+
 # ── drains, losses, pauses ───────────────────────────────────────────────────────────────────
 
 
@@ -376,6 +392,14 @@ def test_what_is_evicted_waits_where_there_is_no_room() -> None:
 def test_nobody_is_evicted_for_a_little_more_importance_or_where_it_does_not_help() -> None:
     assert not ask(nodes(1, cpu=1), {"db": important(priority=59), "web": web(1)}, [on("n1")]).stopped
     assert not ask(nodes(1, cpu=1), {"db": important(cpu=2), "web": web(1)}, [on("n1")]).stopped
+
+
+def test_what_was_evicted_stays_where_another_eviction_made_enough_room() -> None:
+    services = {"db": important(3, cpu=2), "web": web(1, cpu=6), "api": important(1, cpu=1, priority=40)}
+    answer = ask(nodes(1, cpu=8), services, [on("n1"), on("n1", service="api")])
+    assert answer.placed == {("db", slot, "n1") for slot in (1, 2, 3)}
+    assert answer.stopped == {("web", 1, "n1")}
+    assert answer.pending == {"web": [1]}
 
 
 def test_what_could_not_come_back_is_not_evicted() -> None:
