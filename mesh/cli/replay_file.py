@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -33,14 +34,16 @@ def _time(value: object) -> float:
 
 
 def _value(value: object) -> float | None:
-    """A measured number: also what is no sound one, for that happens. Nothing, and what is no number: it is missing."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
-    if isinstance(value, str):
-        try:
+    """A measured number: also what is no sound one, for that happens. Nothing: it is missing."""
+    try:
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return None if value is None else float(value)
+        if isinstance(value, str):
             return float(value[:-1]) / 100 if value.endswith("%") else float(value)
-        except ValueError:
-            pass
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        pass
     raise ValueError(f"must be a number, a share such as 70%, or nothing where it is missing, got {shown(value)}")
 
 
@@ -105,7 +108,7 @@ def script_of(data: Any) -> Script:
         part = FilePart.model_validate(data)
     except ValidationError as error:
         raise SpecError([fault.removeprefix(": ") for fault in sentences(error, FilePart)]) from None
-    keys = {_short(key): key for key in map(key_of, part.scale.metrics)}
+    keys = _names(part.scale)
     faults: list[str] = []
     points = [_point(f"series.{number}", one, keys, faults) for number, one in enumerate(part.series)]
     for number, (before, after) in enumerate(pairwise(points), 1):
@@ -116,9 +119,11 @@ def script_of(data: Any) -> Script:
     return Script(part.scale, part.replicas, points, part.interval, part.start_up)
 
 
-def _short(key: str) -> str:
-    """`prometheus` for the only Prometheus metric: its query need not be repeated."""
-    return key.partition(":")[0]
+def _names(scale: Scale) -> dict[str, str]:
+    """The metrics by the names that a series may use: the query of the only Prometheus metric need not be repeated."""
+    keys = dict.fromkeys(map(key_of, scale.metrics))
+    kinds = [key.partition(":")[0] for key in keys]
+    return {kind if kinds.count(kind) == 1 else key: key for kind, key in zip(kinds, keys, strict=True)}
 
 
 def _point(path: str, part: PointPart, keys: dict[str, str], faults: list[str]) -> Point:

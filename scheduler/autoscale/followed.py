@@ -180,6 +180,6 @@ def whole_value(metric: Metric, key: str, reading: Reading, parts: list[dict[str
 def is_busy(reading: Reading) -> bool:
     """Whether anybody uses the service; also where nobody can tell."""
     if reading.traffic is not None:
-        return reading.traffic > 0 or reading.waiting > 0
+        return reading.traffic != 0 or reading.waiting > 0
     told = [reading.metrics[key].value for key in ("in_flight", "requests_per_second") if key in reading.metrics]
     return reading.waiting > 0 or not told or any(value != 0 for value in told)

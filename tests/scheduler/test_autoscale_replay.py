@@ -122,6 +122,25 @@ def test_replicas_may_be_told_one_by_one() -> None:
     assert counts(scale, [{"time": 0, "replicas": replicas}], replicas=3) == [4]  # 1.8 up: 1.8/3 = 0.6: ceil(1.2 · 3)
 
 
+def test_of_several_queries_each_is_named_in_full() -> None:
+    asked = [{"prometheus": {"url": "http://prometheus", "query": query, "target": 2}} for query in ("a", "b")]
+    scale = {"metrics": asked, "mode": "hpa"}
+    told = {"prometheus: a": 3, "prometheus: b": 7}
+    assert counts(scale, [{"time": 0, "metrics": told}], replicas=2) == [4]  # 7 / 2
+    with pytest.raises(SpecError, match="prometheus: is no metric of scale, which has prometheus: a, prometheus: b"):
+        counts(scale, [{"time": 0, "metrics": {"prometheus": 3}}])
+
+
+def test_a_number_beyond_floats_is_infinite_and_scales_nothing() -> None:
+    assert counts(SCALE, [{"time": 0, "load": 10**400}], replicas=3) == [3]
+
+
+@pytest.mark.parametrize("unknown", ["nan", -1])
+def test_traffic_that_is_no_number_keeps_a_service_awake(unknown: object) -> None:
+    series = [{"time": time, "load": 0, "traffic": unknown} for time in (0, 400, 800)]
+    assert counts({**SCALE, "to_zero_after": "10s"}, series, replicas=1) == [1, 1, 1]
+
+
 def test_times_may_be_dates() -> None:
     scale = {**SCALE, "schedules": [{"cron": "0 8 * * *", "min": 5, "max": 9, "zone": "Europe/Berlin"}]}
     series = [{"time": "2026-01-05T06:59:00Z", "load": 5}, {"time": "2026-01-05T08:00:00+01:00", "load": 5}]
