@@ -14,6 +14,7 @@ from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.headers import Origin
 from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
+from mesh.proxy.listener import unmapped
 from mesh.proxy.site import Answer, Destination
 from mesh.proxy.stats import Stats
 from mesh.proxy.timers import Timed
@@ -86,7 +87,7 @@ class ClientConnection(Timed):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        host = self._address or (peer[0] if peer else "")
+        host = unmapped(self._address or (peer[0] if peer else ""))
         scheme = b"http" if transport.get_extra_info("sslcontext") is None else b"https"
         self.origin = Origin(host.encode(), scheme, trusted=self.context.trusts(host))
         self.context.clients.add(self)

@@ -249,7 +249,12 @@ def waiting(listening: socket.socket, most: int = BACKLOG) -> Iterator[tuple[soc
         except ConnectionAbortedError:  # it left while it waited
             continue
         connection.setblocking(False)
-        yield connection, address
+        yield connection, (unmapped(address[0]), *address[1:])
+
+
+def unmapped(host: str) -> str:
+    """The client's own address: those of IPv4 come to a listener of both families (`[::]`) as `::ffff:10.0.0.1`."""
+    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def parse_address(address: str) -> tuple[str, int]:

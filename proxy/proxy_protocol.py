@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from mesh.proxy.listener import Address
+from mesh.proxy.listener import Address, unmapped
 
 MAX_HEADER = 4096
 """Bytes of a version 2 header with all that senders may add (TLS details: some hundred bytes); the standard asks for
@@ -100,7 +100,7 @@ def _read_binary(data: bytes) -> Header | None:
 
 def write_header(version: str, source: Address, destination: Address) -> bytes:
     """The header for a connection from `source` to `destination`. `version`: v1 or v2."""
-    hosts = source[0], destination[0]
+    hosts = source[0], unmapped(destination[0])
     if (":" in hosts[0]) != (":" in hosts[1]):  # the client was named by another proxy, in its own family
         hosts = _mapped(hosts[0]), _mapped(hosts[1])
     six = ":" in hosts[0]

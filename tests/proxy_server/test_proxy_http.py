@@ -10,6 +10,8 @@ import pytest
 
 from mesh.proxy import l7
 from mesh.proxy.server import ProxyServer
+from mesh.table import Rule, TableRoute, Target
+from tests.parts.ports import free_port
 from tests.patience import soon, until
 from tests.proxy_server.wire import GET, OK, Mesh, Peer, Upstream
 
@@ -110,6 +112,21 @@ async def test_a_trusted_peer_s_forwarding_fields_are_added_to(mesh: Mesh) -> No
     assert request["X-Forwarded-Host"] == "shop"
     assert request["Forwarded"] == "for=1.1.1.1"
     assert request["X-Forwarded-Port"] == "443"
+
+
+async def test_an_ipv4_client_of_both_families_listener_is_itself(mesh: Mesh) -> None:
+    trusting = Mesh(ProxyServer(trust=["127.0.0.0/8"]))
+    await trusting.proxy.start()
+    try:
+        port = free_port()
+        trusting.routes["both"] = TableRoute(listen=f"[::]:{port}", rules=[Rule(to=[Target(service="web")])])
+        await trusting.add("web-1")
+        client = await trusting.dial(port)
+        await client.send(b"GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n")
+        request = await (await trusting.upstream.accept()).head()
+    finally:
+        await trusting.close()
+    assert request["X-Forwarded-For"] == "1.1.1.1, 127.0.0.1"
 
 
 @pytest.mark.parametrize(("sent", "kept"), [(b"abc-123", True), (b"x" * 129, False), (b"a b", False)])
