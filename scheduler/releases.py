@@ -38,7 +38,7 @@ def accept(plan: ServicePlan, wish: Wish, configs: Mapping[str, str], now: float
         return msgspec.structs.replace(plan, spec_index=wish.index, errors=error.errors)
     plan = msgspec.structs.replace(plan, spec_index=wish.index, errors=[])
     digest = spec.digest()
-    if (known := _wished(plan)) is not None and known.hash == digest:
+    if (known := wished(plan)) is not None and known.hash == digest:
         return plan
     release = Release(
         number=plan.releases[-1].number + 1 if plan.releases else 1,
@@ -99,7 +99,7 @@ def start(plan: ServicePlan, release: Release, now: float, message: str = "") ->
     )
 
 
-def _wished(plan: ServicePlan) -> Release | None:
+def wished(plan: ServicePlan) -> Release | None:
     """The newest release that an operator asked for: the one before a rollback, if that is the newest."""
     return next((release for release in reversed(plan.releases) if not release.rollback_of), None)
 
@@ -122,7 +122,7 @@ def prune(plan: ServicePlan, in_use: Collection[int]) -> ServicePlan:
     if len(plan.releases) <= 1:
         return plan
     needed = {*in_use, plan.releases[-1].number}
-    needed.update(release.number for release in (last_good(plan), _wished(plan)) if release is not None)
+    needed.update(release.number for release in (last_good(plan), wished(plan)) if release is not None)
     kept: list[Release] = []
     room = MAX_RELEASE_BYTES
     for release in reversed(plan.releases):

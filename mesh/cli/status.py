@@ -23,8 +23,8 @@ from mesh.model import (
     Slot,
     Want,
 )
+from mesh.scheduler import releases
 from mesh.scheduler.count import counted, wanted
-from mesh.scheduler.releases import resolved
 from mesh.scheduler.service.commands import waiting_canaries
 from mesh.spec.errors import SpecError
 from mesh.spec.service import ServiceSpec
@@ -317,9 +317,12 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     if plan.errors:
         return Progress("refused", faults=plan.errors)
     newest = plan.releases[-1] if plan.releases else None
-    if newest is None or newest.hash != _digest(spec, view):
+    if newest is None or newest.hash != (digest := _digest(spec, view)):
         if newest is not None and newest.number > before:
             return Progress("replaced", faults=[plan.rollout.message or f"release {newest.number} took its place"])
+        if (tried := releases.wished(plan)) is not None and tried.hash == digest:
+            why = plan.rollout.message or f"release {tried.number} was taken back"
+            return Progress("taken back", faults=[f"{why}; the same spec is not tried again until it is changed"])
         return Progress("waits for the scheduler")
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         return Progress(plan.rollout.state, faults=status.problems)
@@ -341,7 +344,7 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
 def _digest(spec: ServiceSpec, view: View) -> str:
     """Of the release that the spec makes; of none, while a config is missing."""
     try:
-        return resolved(spec, view.configs).digest()
+        return releases.resolved(spec, view.configs).digest()
     except SpecError:
         return ""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from mesh.cli.status import Progress, node_statuses, progress, service_names, service_status
 from mesh.model import (
     Assignment,
@@ -63,6 +65,14 @@ def test_a_count_that_mesh_scale_holds_is_what_it_waits_for() -> None:
 def test_a_rollback_is_a_failure_with_its_reason() -> None:
     rolled_back = plan(release(1, OLD), release(2, SPEC), release(3, OLD), rollout=Rollout(message="2 of 2 crashed"))
     assert progress(view(rolled_back, 2), SPEC, before=1).faults == ["2 of 2 crashed"]
+
+
+def test_a_spec_that_was_taken_back_before_it_was_written_again_is_not_waited_for() -> None:
+    back = msgspec.structs.replace(release(3, OLD), rollback_of=2)
+    known = plan(release(1, OLD), release(2, SPEC), back, rollout=Rollout(message="2 of 2 crashed"))
+    (fault,) = progress(view(known, 2), SPEC, before=3).faults
+    assert fault == "2 of 2 crashed; the same spec is not tried again until it is changed"
+    assert not progress(view(known, 2), parse_spec({"name": "web", "image": "web:3"}), before=3).faults
 
 
 def test_what_the_scheduler_refuses_is_a_failure() -> None:
