@@ -14,6 +14,7 @@ from mesh.proxy.breaker import BreakerPolicy
 from mesh.units import parse_duration, parse_share
 
 BALANCES = ("least-request", "round-robin", "ewma")
+RETRY_REASONS = ("connect-failure", "reset", "timeout")
 RETRY_ON: frozenset[str | int] = frozenset({"connect-failure", "reset", 502, 503})
 
 
@@ -185,6 +186,9 @@ def _ratio(value: object) -> float:
 
 
 def _reasons(value: object) -> frozenset[str | int]:
-    if not isinstance(value, list) or not all(isinstance(reason, (str, int)) for reason in value):
+    if not isinstance(value, list):
         raise ValueError(f"must be a list such as [connect-failure, 503], got {value!r}")
+    for reason in value:
+        if reason not in RETRY_REASONS and not (isinstance(reason, int) and 400 <= reason <= 599):
+            raise ValueError(f"must be of {', '.join(RETRY_REASONS)} and statuses 400..599, got {reason!r}")
     return frozenset(value)

@@ -131,7 +131,7 @@ class RouteRetries(Part):
     on: RetryReasons | None = None
     """After what."""
     per_try_timeout: Duration | None = None
-    """Time for each try."""
+    """Time for each try, where `on` has `timeout`."""
 
 
 class RouteLimits(Part):

@@ -46,7 +46,7 @@ class Retries(Part):
     budget: Share = 0.2
     """Most retries, as a share of the requests."""
     per_try_timeout: Duration = 5.0
-    """Time for each try."""
+    """Time for each try, where `on` has `timeout`."""
 
 
 class Breaker(Part):

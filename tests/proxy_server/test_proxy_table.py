@@ -199,14 +199,15 @@ async def test_other_services_do_not_suffer(mesh: Mesh) -> None:
 
 
 async def test_settings_that_cannot_be_read_are_said(mesh: Mesh) -> None:
-    mesh.traffic = {"balance": "fair", "timeout": "15 apples"}
+    mesh.traffic = {"balance": "fair", "timeout": "15 apples", "retries": {"on": ["reset", "5xx"]}}
     await mesh.add("web-1", answering(b"1"))
-    first, second = mesh.proxy.problems()
+    first, second, third = mesh.proxy.problems()
     assert first == (
         "web.http: traffic.balance: must be one of least-request, round-robin, ewma or {hash: …}, got 'fair';"
         " the default is used"
     )
     assert second.startswith("web.http: traffic.timeout: ")
+    assert "must be of connect-failure, reset, timeout and statuses 400..599, got '5xx'" in third
     assert (await mesh.ask())[1] == b"1"
 
 
