@@ -79,6 +79,8 @@ class Followed:
         if change and self._asked is not None and self._asked[1:] == (previous.current, reading.current):
             self.changes = [one for one in self.changes if one.time > now - LONGEST_PERIOD]
             self.changes.append(Change(self._asked[0], change))
+            if not previous.current:  # that it was woken with so many begins its windows
+                self.recommendations = Recommendations(now, reading.current)
         if change:
             self._asked = None
         return change

@@ -46,6 +46,8 @@ JUMP_SPREADS = 3.5
 FEWEST = 3
 """Seconds that must have come before."""
 
+_NEVER = -(1 << 60)
+
 _X = np.arange(TREND) - (TREND - 1) / 2
 _SXX = float(_X @ _X)
 
@@ -77,7 +79,7 @@ class Windows:
 
     def __init__(self, width: int) -> None:
         self._values = np.zeros((STABLE, width))
-        self._second = -1
+        self._second = _NEVER
         self.age: Integers = np.zeros(width, np.int64)
         """For how many seconds each series has been known, at most STABLE; 0: it is not."""
 
@@ -95,7 +97,7 @@ class Windows:
     def record(self, now: float, values: Floats, told: Flags, forgotten: Flags) -> None:
         """The values of now. `told`: which series have one; `forgotten`: which begin anew with their next."""
         second = math.floor(now)
-        passed = min(max(second - self._second, 0), STABLE) if self._second >= 0 else 1
+        passed = 1 if self._second == _NEVER else min(max(second - self._second, 0), STABLE)
         if forgotten.any():
             self._values[:, forgotten] = 0.0
             self.age[forgotten] = 0

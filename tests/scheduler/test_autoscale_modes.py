@@ -316,7 +316,7 @@ def test_a_burst_of_first_requests_is_one_decision(mode: str) -> None:
     loop.tick(200, waiting=200)
     loop.tick(200, waiting=200)
     loop.tick(180)  # ready: those that waited are served in this second
-    loop.run([30, 5, 5, 5])
+    loop.run([30, *steady(5, 40)])  # and what they were woken for holds for a first window
     # 200/20; HPA without `behavior` grows to 4 at first
     assert [one.replicas for one in loop.decisions[made:]] == [4 if mode == "hpa" else 10]
 

@@ -135,6 +135,16 @@ def test_a_number_beyond_floats_is_infinite_and_scales_nothing() -> None:
     assert counts(SCALE, [{"time": 0, "load": 10**400}], replicas=3) == [3]
 
 
+@pytest.mark.parametrize("mode", ["kpa", "predictive", "hpa"])
+def test_only_the_time_between_points_counts_also_before_1970(mode: str) -> None:
+    def played(begin: int) -> list[int]:
+        loads = [30, 30, 60, 10, 10, 100, 100]
+        series = [{"time": begin + 10 * number, "load": load} for number, load in enumerate(loads)]
+        return counts({**SCALE, "mode": mode}, series, replicas=3)
+
+    assert played(-9000) == played(9000)
+
+
 @pytest.mark.parametrize("unknown", ["nan", -1])
 def test_traffic_that_is_no_number_keeps_a_service_awake(unknown: object) -> None:
     series = [{"time": time, "load": 0, "traffic": unknown} for time in (0, 400, 800)]
