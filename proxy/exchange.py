@@ -326,19 +326,20 @@ class Exchange(Tries):
         elif self._streaming:
             self._count_failure(reason)
             self._break_off(reason)
-        elif reason == "reset" and self._connection is not None and self._connection.reused:
-            self._lost_race()
+        elif reason in ("reset", "protocol") and self._connection is not None and self._connection.reused:
+            self._lost_race(reason, "closed a kept connection as it was used" if reason == "reset" else why)
         else:
             self._try_failed(reason, f"{self.endpoint} {why}", sent=True)
 
-    def _lost_race(self) -> None:
-        """The endpoint closed a kept connection just as we used it: no failure of either, once more on a new one."""
+    def _lost_race(self, reason: str, why: str) -> None:
+        """The endpoint closed a kept connection just as we used it, or what came there is left from before: no failure
+        of either, once more on a new one."""
         upstream = self._upstream
         assert upstream is not None
         now = time.monotonic()
         upstream.closed_idle(now)
         if self.request.method not in IDEMPOTENT or not self._replayable:
-            self._try_failed("reset", f"{upstream.id} closed a kept connection as it was used", sent=True)
+            self._try_failed(reason, f"{upstream.id} {why}", sent=True)
             return
         self._leave_upstream()
         self.tries -= 1
@@ -384,8 +385,14 @@ class Exchange(Tries):
     def switch_protocols(self, response: Response, data: bytes) -> None:
         """101: from here on it is a tunnel, a connection rather than a request, and leaves the gate."""
         upstream, connection = self._upstream, self._connection
-        asked_for = bool(response.upgrade) and response.upgrade.lower() in self.request.upgrade.lower()
-        if not asked_for or self.request_open or not upstream or not connection:
+        asked_for = [protocol.strip() for protocol in self.request.upgrade.lower().split(b",")]
+        if (
+            not response.upgrade
+            or response.upgrade.lower() not in asked_for
+            or self.request_open
+            or not upstream
+            or not connection
+        ):
             self.upstream_failed("protocol", "switched protocols unasked")
             return
         self.status = 101

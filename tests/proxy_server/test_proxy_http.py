@@ -485,12 +485,13 @@ async def test_an_upgrade_declined_is_an_answer(mesh: Mesh) -> None:
     await server.head()
 
 
-async def test_an_upgrade_to_what_was_not_asked_for_is_none(mesh: Mesh) -> None:
+@pytest.mark.parametrize("protocol", [b"h2c", b"web"])
+async def test_an_upgrade_to_what_was_not_asked_for_is_none(mesh: Mesh, protocol: bytes) -> None:
     await mesh.add("web-1")
     client, server, _ = await mesh.pair(
         b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     )
-    await server.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    await server.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % protocol)
     assert (await client.head()).start == "HTTP/1.1 502 Bad Gateway"
 
 

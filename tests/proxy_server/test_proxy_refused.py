@@ -283,3 +283,17 @@ async def test_bytes_after_an_answer_poison_nobody(mesh: Mesh, surplus: bytes, l
     await second.head()
     await second.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n2.")
     assert (await client.answer())[1] == b"2."
+
+
+async def test_bytes_that_come_too_late_for_that_fail_no_other_request(mesh: Mesh) -> None:
+    upstream = await mesh.add("web-1")
+    client, server, _ = await mesh.pair()
+    await server.send(OK)
+    await client.answer()
+    await client.send(GET)
+    await server.head()
+    await server.send(b"surplus" + OK)
+    second = await upstream.accept()
+    await second.head()
+    await second.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n2.")
+    assert (await client.answer())[1] == b"2."
