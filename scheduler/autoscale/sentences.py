@@ -30,7 +30,7 @@ def why(decision: Decision, state: State) -> str:
     if not decision.replicas and decision.current and not decision.recommendation and service.scale.to_zero_after:
         return f"no request for {format_duration(round(state.idle))}: it sleeps until somebody asks for it"
     if not decision.current and not decision.replicas:
-        return "it sleeps: nobody asks for it"
+        return "it sleeps: nobody asks for it" if state.bounds.high else "the schedule that holds now allows none"
     if not decision.current and decision.replicas and service.reading is not None and service.reading.waiting:
         waits = "1 request waits" if service.reading.waiting == 1 else f"{service.reading.waiting} requests wait"
         return f"{waits}: wake {_replicas(decision.replicas)}{_limit(decision, state)}"
@@ -45,7 +45,7 @@ def _asked(decision: Decision, state: State) -> str:
     if decision.limit == "not ready":
         return "the first replica has only just become ready: the load says nothing yet"
     if decision.limit == "interval":
-        return "looked at every 15 s"
+        return "it is looked at in intervals, and not yet again"
     if not decision.metrics:
         return "there are no metrics: only min, max and schedules hold"
     top = next((one for one in decision.metrics if one.metric == decision.metric), decision.metrics[0])

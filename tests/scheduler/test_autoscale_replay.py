@@ -157,5 +157,14 @@ def test_times_may_be_dates() -> None:
     assert counts({**scale, "min": 1}, [{**one, "current": 1} for one in series])[-1] == 5
 
 
+def test_a_schedule_that_allows_none_says_so() -> None:
+    scale = {**SCALE, "mode": "kpa", "schedules": [{"cron": "0 0 * * *", "min": 0, "max": 0}]}
+    found = replay(
+        script_of({"scale": scale, "replicas": 2, "series": [{"time": 0, "load": 5}, {"time": 1, "load": 0}]})
+    )
+    assert [one.replicas for one in found] == [0, 0]
+    assert found[1].why == "the schedule that holds now allows none"
+
+
 def test_hands_are_recorded_too() -> None:
     assert counts(SCALE, [{"time": 0, "load": 60, "held": 2}, {"time": 15, "load": 60}], replicas=3) == [2, 4]
