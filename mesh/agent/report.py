@@ -18,7 +18,7 @@ import msgspec
 
 from mesh.aio import Backoff, Signal, Tasks
 from mesh.model import NodeReport, ReplicaReport
-from mesh.store import Op, Store, StoreError, lease
+from mesh.store import Entry, Op, Store, StoreError, lease
 from mesh.store.lease import Lock
 from mesh.store.marks import marked
 from mesh.view import decode_document, encode_document
@@ -104,10 +104,14 @@ class Reporter:
             Held: if the agent of another machine, or state folder, holds it.
             StoreError: if the store does not answer.
         """
-        entry = await self._store.get(self._key)
-        before = _decoded(entry.value) if entry else None
-        told = msgspec.structs.replace(before, remembered=True) if before else self._report()
-        self._lock = await lease.claim(self._store, self._key, encode_document(told), self._name, self._ttl)
+        before: NodeReport | None = None
+
+        def told(entry: Entry | None) -> bytes:
+            nonlocal before
+            before = _decoded(entry.value) if entry else None
+            return encode_document(msgspec.structs.replace(before, remembered=True) if before else self._report())
+
+        self._lock = await lease.claim(self._store, self._key, told, self._name, self._ttl)
         self.claimed, self._disowned = time.monotonic(), None
         self._look()
         self._tasks.spawn(self._wake_when_lost(self._lock), "lost claim")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from mesh.aio import Backoff, Tasks
 from mesh.store import Entry, Op, Store, StoreError, StoreRejected
@@ -168,23 +168,26 @@ async def acquire(
             return Lock(store, key, session)
 
 
-async def claim(store: Store, key: str, value: bytes, session_name: str, ttl: float) -> Lock:
+async def claim(store: Store, key: str, value: Callable[[Entry | None], bytes], session_name: str, ttl: float) -> Lock:
     """Takes the key's lock now. A session of exactly our name that holds it is an earlier life of ours: it is ended.
 
+    `value` makes of what was in the key what is to be in it: all that the earlier life has written is there by then.
     Raises `Held` if a session of another name holds the lock, and other `StoreError`s as they come.
     """
     session = await KeptSession.create(store, session_name, ttl)
     backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
     try:
-        while not await store.acquire(key, value, session.id):
-            if holder := _holder(await store.get(key)):
+        while True:
+            before = await store.get(key)
+            if holder := _holder(before):
                 await _end_earlier_life(store, key, holder, session_name)
-            else:  # free, but a lock-delay runs
+            elif await store.acquire(key, value(before), session.id):
+                return Lock(store, key, session)
+            else:  # a lock-delay runs, or somebody was faster
                 await backoff.sleep()
     except BaseException:
         await session.close()
         raise
-    return Lock(store, key, session)
 
 
 @contextlib.asynccontextmanager

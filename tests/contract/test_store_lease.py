@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mesh.settings import EmbeddedStoreSettings, StoreSettings
-from mesh.store import Op, Store, StoreUnavailable, lease
+from mesh.store import Entry, Op, Store, StoreUnavailable, lease
 from mesh.store.consul import ConsulStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.lease import Held, KeptSession, Lock
@@ -235,25 +235,47 @@ async def test_a_stopped_holder_cannot_write_behind_its_fence(tmp_path: Path) ->
 
 
 async def test_an_earlier_life_of_the_same_name_is_ended(store: Store) -> None:
-    first = await lease.claim(store, KEY, b"1", "mesh-agent n1 id", 60)
+    first = await lease.claim(store, KEY, lambda _: b"1", "mesh-agent n1 id", 60)
     await first.abandon()
-    second = await lease.claim(store, KEY, b"2", "mesh-agent n1 id", 60)
+    second = await lease.claim(store, KEY, lambda _: b"2", "mesh-agent n1 id", 60)
     assert await holder(store) == second.session.id
     assert await store.session_name(first.session.id) is None
     assert not await write_fenced(store, first, b"old")
     await second.release()
 
 
+async def test_what_an_earlier_life_wrote_last_is_known(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await lease.claim(store, KEY, lambda _: b"1", "mesh-agent n1 id", 60)
+    await first.abandon()
+    destroy = store.destroy_session
+
+    async def destroy_late(session: str) -> None:
+        assert (await store.txn([Op("lock", KEY, b"2", session=session)])).ok  # it was under way
+        await destroy(session)
+
+    monkeypatch.setattr(store, "destroy_session", destroy_late)
+    known: list[bytes] = []
+
+    def value(before: Entry | None) -> bytes:
+        known.append(before.value if before else b"")
+        return b"3"
+
+    second = await lease.claim(store, KEY, value, "mesh-agent n1 id", 60)
+    assert known[-1] == b"2"
+    monkeypatch.undo()
+    await second.release()
+
+
 async def test_another_machine_with_the_name_is_refused(store: Store) -> None:
-    first = await lease.claim(store, KEY, b"1", "mesh-agent n1 one", 60)
+    first = await lease.claim(store, KEY, lambda _: b"1", "mesh-agent n1 one", 60)
     with pytest.raises(Held, match=r"held by 'mesh-agent n1 one'.*'mesh-agent n1 two'"):
-        await lease.claim(store, KEY, b"2", "mesh-agent n1 two", 60)
+        await lease.claim(store, KEY, lambda _: b"2", "mesh-agent n1 two", 60)
     assert await write_fenced(store, first, b"1")
     await first.release()
-    second = await lease.claim(store, KEY, b"2", "mesh-agent n1 two", 60)
+    second = await lease.claim(store, KEY, lambda _: b"2", "mesh-agent n1 two", 60)
     await second.release()
 
 
 async def test_a_claim_needs_the_store(fake: FakeStore) -> None:
     with fake.away(), pytest.raises(StoreUnavailable):
-        await lease.claim(fake, KEY, b"", "mesh-agent n1 id", 60)
+        await lease.claim(fake, KEY, lambda _: b"", "mesh-agent n1 id", 60)
