@@ -311,13 +311,14 @@ class Progress(msgspec.Struct, frozen=True):
 def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     """Whether `spec` is in force; `before`: the newest release's number when it was written."""
     status = service_status(view, spec.name)
-    plan = view.plans.get(spec.name)
-    if plan is None:
+    plan, wish = view.plans.get(spec.name), view.wishes.get(spec.name)
+    if plan is None or (plan.errors and wish is not None and plan.spec_index != wish.index):
         return Progress("waits for the scheduler")
     if plan.errors:
         return Progress("refused", faults=plan.errors)
     newest = plan.releases[-1] if plan.releases else None
-    if newest is None or newest.hash != (digest := _digest(spec, view)):
+    digest = _digest(spec, view)
+    if newest is None or newest.hash != digest:
         if newest is not None and newest.number > before:
             return Progress("replaced", faults=[plan.rollout.message or f"release {newest.number} took its place"])
         if (tried := releases.wished(plan)) is not None and tried.hash == digest:
@@ -335,7 +336,8 @@ def progress(view: View, spec: ServiceSpec, *, before: int) -> Progress:
     asked = plan.desired
     if spec.kind == "service":
         asked = counted(view, spec).replicas
-    here = sum(replica.state == ReplicaState.READY and replica.release == newest.number for replica in status.replicas)
+    same = {release.number for release in plan.releases if release.hash == digest}  # what came back was never stopped
+    here = sum(replica.state == ReplicaState.READY and replica.release in same for replica in status.replicas)
     text = f"release {newest.number}: {here}/{asked} ready"
     settled = plan.rollout.state == RolloutState.IDLE and plan.desired == asked
     return Progress(text, done=settled and here >= asked)

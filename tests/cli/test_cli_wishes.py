@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh.model import NodePlan, NodeReport, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan
@@ -212,8 +215,10 @@ def test_wait_follows_until_every_replica_is_ready(mesh: Mesh, kv: Kv, tmp_path:
     ],
 )  # fmt: skip
 def test_wait_fails_with_the_reasons(mesh: Mesh, kv: Kv, tmp_path: Path, found: ServicePlan, reason: str) -> None:
-    kv.put(kv.keys.service_plan("web"), found)
-    result = mesh("apply", *files(tmp_path, web=WEB), "--wait")
+    mesh("apply", *files(tmp_path, web=WEB))
+    (spec,) = json.load(urllib.request.urlopen(f"{kv.store}/v1/kv/{kv.keys.service('web')}"))
+    kv.put(kv.keys.service_plan("web"), msgspec.structs.replace(found, spec_index=spec["ModifyIndex"]))
+    result = mesh("apply", *files(tmp_path, web=WEB), "--wait", "--timeout", "10s")
     assert result.code == 1
     assert f"error: {reason}" in result.err
 

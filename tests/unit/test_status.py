@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from mesh.model import (
     Want,
 )
 from mesh.spec.service import parse_spec
-from mesh.view import NodeView, View
+from mesh.view import NodeView, View, Wish
 
 SPEC = parse_spec({"name": "web", "image": "web:2", "replicas": 2})
 OLD = parse_spec({"name": "web", "image": "web:1", "replicas": 2})
@@ -75,9 +76,17 @@ def test_a_spec_that_was_taken_back_before_it_was_written_again_is_not_waited_fo
     assert not progress(view(known, 2), parse_spec({"name": "web", "image": "web:3"}), before=3).faults
 
 
+def test_replicas_that_a_release_took_over_as_they_were_count() -> None:
+    again = plan(release(1, SPEC), release(2, OLD), release(3, SPEC))
+    kept = view(plan(release(1, SPEC)), 2)
+    assert progress(replace(kept, plans={"web": again}), SPEC, before=2).done
+
+
 def test_what_the_scheduler_refuses_is_a_failure() -> None:
-    refused = plan(release(1, OLD), errors=["image: no such image"])
+    refused = plan(release(1, OLD), errors=["image: no such image"], spec_index=7)
     assert progress(view(refused, 2), SPEC, before=1) == Progress("refused", faults=["image: no such image"])
+    later = view(refused, 2, wishes={"web": Wish(SPEC, (), 8)})
+    assert progress(later, SPEC, before=1) == Progress("waits for the scheduler"), "that was of another spec"
 
 
 def test_what_is_left_of_a_service_is_still_shown() -> None:
