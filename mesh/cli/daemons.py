@@ -194,7 +194,7 @@ def dns(
 
     _check_table(table)
     settings = DnsSettings(
-        table=table, listen=_listens(listen), workers=workers, admin_listen=_listen(admin),
+        table=table, listen=_listens(listen), workers=workers, admin_listen=_listen("--admin", admin),
         upstreams=_split(upstream), forward=not no_forward, allow=_split(allow) or None,
     )  # fmt: skip
     raise typer.Exit(run_dns(settings))
@@ -215,7 +215,7 @@ def proxy(
 
     _check_table(table)
     settings = ProxySettings(
-        table=table, node=node, workers=workers, admin_listen=_listen(admin), access_log=access_log,
+        table=table, node=node, workers=workers, admin_listen=_listen("--admin", admin), access_log=access_log,
         access_log_sample=_share(access_log_sample), trust=_networks(trust),
     )  # fmt: skip
     raise typer.Exit(run_proxy(settings))
@@ -245,11 +245,11 @@ def _networks(values: list[str] | None) -> tuple[str, ...]:
 
 
 def _listens(values: list[str]) -> tuple[str, ...]:
-    return tuple(_listen(value) or "" for value in _split(values))
+    return tuple(_listen("--listen", value) or "" for value in _split(values))
 
 
-def _listen(value: str | None) -> str | None:
+def _listen(flag: str, value: str | None) -> str | None:
     try:
         return check_listen(value) if value else None
     except ValueError as error:
-        raise SettingsError(f"--listen: {error}") from None
+        raise SettingsError(f"{flag}: {error}") from None

@@ -70,6 +70,7 @@ def test_dns_and_proxy_from_a_file(mesh: Mesh, started: list[Any], tmp_path: Pat
         ProxySettings(table, node="n1", workers=3, trust=("10.0.0.0/8", "::1/128")),
     ]
     assert mesh("proxy", "--table", table, "--trust", "ten").err.startswith("error: --trust: must be a network such as")
+    assert mesh("proxy", "--table", table, "--admin", "7070").err.startswith("error: --admin: must be address:port")
 
 
 @pytest.mark.parametrize("listen", ["5353", "127.0.0.1:", "127.0.0.1:99999"])
