@@ -13,6 +13,7 @@ import msgspec
 from mesh import units
 from mesh.model import Capacity, ReplicaState, Slot
 from mesh.scheduler.blueprint import NO_DEMAND, Demand, draw
+from mesh.scheduler.count import count_of
 from mesh.scheduler.forecast.cluster import Cluster, Replica, Service, Site
 from mesh.spec.errors import SpecError
 from mesh.spec.files import read_document
@@ -164,7 +165,8 @@ class _Reader:
             demand = _roughly(written["resources"]) if isinstance(written["resources"], dict) else NO_DEMAND
             return Service(name, None, desired if whole else 1, release, "; ".join(error.errors)), demand
         job = spec.job or Job()
-        desired = min(job.parallelism, job.completions) if spec.kind == "job" else spec.replicas
+        started = min(job.parallelism, job.completions)
+        desired = started if spec.kind == "job" else count_of(spec, None, None, 0).replicas
         return Service(name, blueprint, desired, release), blueprint.demand
 
     def _attempt(self, path: str, number: int, body: object) -> _Attempt:

@@ -106,6 +106,12 @@ def test_new_replicas_take_the_lowest_free_slots() -> None:
     assert set(ask(nodes(2), {"web": web(3)}, [on("n1", 2), on("n2", 7)]).places) == {1}
 
 
+@pytest.mark.parametrize(("replicas", "count"), [(0, 0), (1, 2), (3, 3), (9, 5)])
+def test_a_service_that_scales_stays_within_its_bounds(replicas: int, count: int) -> None:
+    scale = {"min": 2, "max": 5, "metrics": [{"in_flight": 20}]}
+    assert len(ask(nodes(2), {"web": web(replicas, cpu="100m", scale=scale)}).placed) == count
+
+
 def test_one_of_two_in_a_slot_stays() -> None:
     answer = ask(nodes(2), {"web": web(1)}, [on("n1", release=1), on("n2", release=2, state="starting")])
     assert (answer.placed, answer.stopped) == (set(), {("web", 1, "n1")})
