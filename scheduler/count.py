@@ -33,7 +33,8 @@ def count_of(spec: ServiceSpec | None, by_hand: int | None, scaled: ScaleState |
     if by_hand is not None:
         return Count(by_hand, f"scale={by_hand}")
     decided = scaled.replicas if scaled else None
-    why = scaled.changes[-1].why if scaled and scaled.changes else ""
+    last = scaled.changes[-1] if scaled and scaled.changes else None
+    why = last.why if last and last.replicas == decided else ""
     if spec is None:
         return Count(otherwise) if decided is None else Count(decided, AUTOSCALER, why, asleep=not decided)
     if spec.scale is None or not spec.replicas:
@@ -41,6 +42,8 @@ def count_of(spec: ServiceSpec | None, by_hand: int | None, scaled: ScaleState |
     if decided is None:
         return Count(min(max(spec.replicas, spec.scale.min), spec.scale.max))
     replicas, scale = bounded(decided, spec.scale), spec.scale
+    if replicas != decided:  # the bounds have changed, or an operator's count was beyond them
+        why = f"{'min' if replicas > decided else 'max'} is {replicas}"
     may_sleep = scale.to_zero_after > 0 or scale.min == 0  # else a schedule has closed it: nobody is to wait
     return Count(replicas, AUTOSCALER, why, asleep=may_sleep and not replicas)
 

@@ -45,6 +45,21 @@ def test_every_change_is_an_event_with_the_autoscalers_sentence() -> None:
     assert told[-1].cause == "autoscaler"
 
 
+def test_a_change_that_the_bounds_make_is_told_as_theirs() -> None:
+    here = world()
+    here.autoscale("web", 3, "in_flight is 25 per replica, 10 are wanted")
+    here.settle()
+    here.apply(scale={**SCALE, "min": 4})
+    here.settle()
+    here.rescale("web", 9)
+    here.settle()
+    here.autoscale("web", 9)  # from where the operator's hand left it
+    here.rescale("web", None)
+    here.settle()
+    told = [event.text for event in here.plans["web"].events if event.text.startswith("scaled")]
+    assert told[-3:] == ["scaled from 3 to 4: min is 4", "scaled from 4 to 9", "scaled from 9 to 5: max is 5"]
+
+
 def test_max_holds_whatever_the_autoscaler_says() -> None:
     here = world()
     here.autoscale("web", 1_000_000)
