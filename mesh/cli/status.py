@@ -13,7 +13,6 @@ from mesh import units
 from mesh.cli.drains import Drain, drain_of
 from mesh.model import (
     Capacity,
-    Exit,
     NodePlan,
     ReplicaReport,
     ReplicaState,
@@ -31,6 +30,13 @@ from mesh.spec.service import ServiceSpec
 from mesh.view import View
 
 
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica ended; `code`: not known if None."""
+
+    code: int | None
+    oom: bool
+
+
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One replica that is planned or reported."""
 
@@ -43,7 +49,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     ports: dict[str, int] = {}
     message: str = ""
-    exit: Exit | None = None
+    exit: ExitStatus | None = None
 
 
 class PendingStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +98,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     desired: int
     ready: int
     release: int  # 0: none yet
-    rollout: str  # idle | rolling | paused | failed | deleting | waiting (the scheduler has not seen it)
+    rollout: str  # idle | rolling | canary | paused | failed | deleting | waiting (the scheduler has not seen it)
     rollout_message: str = ""
     since: float = 0.0  # when the newest release was made
     vip: str = ""
@@ -107,6 +113,14 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     events: list[EventStatus] = []
 
 
+class Amounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node offers, or what is reserved on it: also what is zero."""
+
+    cpu: int  # millicores
+    memory: int  # bytes
+    resources: dict[str, int]
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: str  # active | pause | drain | suspected (does not answer) | down (given up)
@@ -114,9 +128,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     admin: str
     runtime: str
     version: str
-    capacity: Capacity
-    reserved: Capacity  # by replicas
-    overhead: Capacity = Capacity()  # kept for the node itself
+    capacity: Amounts
+    reserved: Amounts  # by replicas
+    overhead: Amounts  # kept for the node itself
     replicas: int
     labels: dict[str, str] = {}
     attributes: dict[str, str] = {}
@@ -231,7 +245,7 @@ def _replicas(view: View, service: str) -> list[ReplicaStatus]:
                 address=replica.address,
                 ports=replica.ports,
                 message=_message(replica, node, held=seen.held),
-                exit=replica.exit,
+                exit=ExitStatus(code=replica.exit.code, oom=replica.exit.oom) if replica.exit else None,
             )
     return sorted(found.values(), key=lambda replica: (str(replica.slot).zfill(8), replica.id))
 
@@ -266,8 +280,8 @@ def node_statuses(view: View) -> list[NodeStatus]:
                 admin=report.admin,
                 runtime=report.runtime,
                 version=report.version,
-                capacity=report.capacity,
-                overhead=report.reserved,
+                capacity=_amounts(report.capacity),
+                overhead=_amounts(report.reserved),
                 reserved=_reserved(view.node_plans.get(name)),
                 replicas=sum(not replica.state.ended for replica in report.replicas),
                 labels={**report.labels, **(settings.labels if settings else {})},
@@ -287,8 +301,13 @@ def _node_state(view: View, node: str, *, held: bool) -> str:
     return "down" if doubt.state == "lost" else "suspected" if doubt.state == "suspected" else ""
 
 
-def _reserved(plan: NodePlan | None) -> Capacity:
+def _amounts(capacity: Capacity) -> Amounts:
+    return Amounts(cpu=capacity.cpu, memory=capacity.memory, resources=capacity.resources)
+
+
+def _reserved(plan: NodePlan | None) -> Amounts:
     cpu = memory = 0
+    counts: Counter[str] = Counter()
     for assignment in plan.replicas if plan else ():
         if assignment.want is Want.KEEP:
             continue
@@ -297,7 +316,8 @@ def _reserved(plan: NodePlan | None) -> Capacity:
         )
         cpu += units.parse_cpu(resources.get("cpu", "100m"))
         memory += units.parse_memory(resources.get("memory", "64Mi"))
-    return Capacity(cpu=cpu, memory=memory)
+        counts.update({name: count for name, count in resources.items() if name not in ("cpu", "memory")})
+    return Amounts(cpu=cpu, memory=memory, resources=dict(counts))
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from mesh.model import (
     Assignment,
     Capacity,
     Event,
+    Exit,
     NodePlan,
     NodeReport,
     NodeSettings,
@@ -47,7 +48,7 @@ def cluster(kv: Kv) -> Kv:
         node="n1",
         replicas=[Assignment(id=f"web-{slot}-{letter * 4}", service="web", slot=slot, release=3)
                   for slot, letter in ((1, "a"), (2, "b"), (3, "c"))],
-        specs={"web@3": {**spec, "resources": {"cpu": "250m", "memory": "128Mi"}}},
+        specs={"web@3": {**spec, "resources": {"cpu": "250m", "memory": "128Mi", "gpu": 1}}},
     ))  # fmt: skip
     kv.put(kv.keys.node_settings("n1"), NodeSettings(labels={"rack": "r1"}))
     kv.put(kv.keys.node_report("n1"), NodeReport(
@@ -56,7 +57,7 @@ def cluster(kv: Kv) -> Kv:
         replicas=[ReplicaReport(id="web-1-aaaa", service="web", slot=1, release=3, state=ReplicaState.READY,
                                 since=now - 120, address="10.0.0.1", ports={"http": 31001}),
                   ReplicaReport(id="web-2-bbbb", service="web", slot=2, release=3, state=ReplicaState.FAILED,
-                                since=now - 30, message="exit 1: no\nsuch   file")],
+                                since=now - 30, message="exit 1: no\nsuch   file", exit=Exit(code=1))],
     ))  # fmt: skip
     return kv
 
@@ -98,6 +99,7 @@ def test_status_as_json_has_a_stable_shape(mesh: Mesh, cluster: Kv) -> None:
     assert (web["ready"], web["desired"], web["ports"]) == (1, 4, {"http": "80/http"})
     assert set(web["replicas"][0]) == {"id", "slot", "node", "release", "state", "since", "address", "ports", "message",
                                        "exit"}  # fmt: skip
+    assert [one["exit"] for one in web["replicas"]] == [None, {"code": 1, "oom": False}, None]
 
 
 def test_nodes_show_what_is_there_and_what_is_reserved(mesh: Mesh, cluster: Kv) -> None:
@@ -106,7 +108,8 @@ def test_nodes_show_what_is_there_and_what_is_reserved(mesh: Mesh, cluster: Kv) 
     assert "rack=r1,zone=a" in row
     assert "port 53 is taken" in row
     (node,) = mesh("nodes", "--json").json
-    assert node["reserved"] == {"cpu": 750, "memory": 3 * 128 * 2**20}
+    assert node["reserved"] == {"cpu": 750, "memory": 3 * 128 * 2**20, "resources": {"gpu": 3}}
+    assert node["overhead"] == {"cpu": 0, "memory": 0, "resources": {}}, "what is zero is there too"
 
 
 def test_events_in_order_with_their_cause(mesh: Mesh, cluster: Kv) -> None:
