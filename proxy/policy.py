@@ -66,60 +66,65 @@ _T = TypeVar("_T")
 
 
 def parse_policy(traffic: Mapping[str, Any]) -> tuple[Policy, list[str]]:
-    """The policy, and what of it cannot be read: `timeout: must be a duration …; the default is used`.
+    """The policy, and what of it cannot be read: `retries.on: must be a list …; the default is used`.
 
     A value that cannot be read falls back to its default: a worker never stops serving over a setting.
     """
     problems: list[str] = []
     default = Policy()
 
-    def part(name: str) -> Mapping[str, Any]:
-        found = traffic.get(name)
-        if found is not None and not isinstance(found, Mapping):
+    parts: dict[str, Mapping[str, Any]] = {"": traffic}
+    known = {"retries", "breaker", "limits"}
+    for name in sorted(known & traffic.keys()):
+        if isinstance(traffic[name], Mapping):
+            parts[name] = traffic[name]
+        else:
             problems.append(f"{name}: must be an object; the defaults are used")
-        return found if isinstance(found, Mapping) else {}
 
-    def read(source: Mapping[str, Any], name: str, parse: Callable[[Any], _T], otherwise: _T) -> _T:
-        if name not in source:
+    def read(path: str, parse: Callable[[Any], _T], otherwise: _T) -> _T:
+        known.add(path)
+        part, _, name = path.rpartition(".")
+        if name not in parts.get(part, ()):
             return otherwise
         try:
-            return parse(source[name])
+            return parse(parts[part][name])
         except (ValueError, TypeError) as error:
-            problems.append(f"{name}: {error}; the default is used")
+            problems.append(f"{path}: {error}; the default is used")
             return otherwise
 
-    balance, hash_of = read(traffic, "balance", _balance, (default.balance, ""))
-    retries, breaker, limits = part("retries"), part("breaker"), part("limits")
+    balance, hash_of = read("balance", _balance, (default.balance, ""))
     policy = Policy(
         balance=balance,
         hash_of=hash_of,
-        prefer=read(traffic, "prefer", _prefer, default.prefer),
-        slow_start=read(traffic, "slow_start", parse_duration, default.slow_start),
-        timeout=read(traffic, "timeout", _limit, default.timeout),
-        connect_timeout=read(traffic, "connect_timeout", _connect_limit, default.connect_timeout),
-        idle_timeout=read(traffic, "idle_timeout", _limit, default.idle_timeout),
-        retries=read(retries, "attempts", _count, default.retries),
-        retry_on=read(retries, "on", _reasons, default.retry_on),
-        retry_budget=read(retries, "budget", parse_share, default.retry_budget),
-        per_try_timeout=read(retries, "per_try_timeout", _limit, default.per_try_timeout),
+        prefer=read("prefer", _prefer, default.prefer),
+        slow_start=read("slow_start", parse_duration, default.slow_start),
+        timeout=read("timeout", _limit, default.timeout),
+        connect_timeout=read("connect_timeout", _connect_limit, default.connect_timeout),
+        idle_timeout=read("idle_timeout", _limit, default.idle_timeout),
+        retries=read("retries.attempts", _count, default.retries),
+        retry_on=read("retries.on", _reasons, default.retry_on),
+        retry_budget=read("retries.budget", parse_share, default.retry_budget),
+        per_try_timeout=read("retries.per_try_timeout", _limit, default.per_try_timeout),
         breaker=BreakerPolicy(
-            consecutive=read(breaker, "consecutive", _positive, default.breaker.consecutive),
-            success_ratio=read(breaker, "success_ratio", _ratio, default.breaker.success_ratio),
-            window=read(breaker, "window", _some_time, default.breaker.window),
-            open=read(breaker, "open", _some_time, default.breaker.open),
-            max_open=read(breaker, "max_open", _some_time, default.breaker.max_open),
-            max_ejected=read(breaker, "max_ejected", parse_share, default.breaker.max_ejected),
+            consecutive=read("breaker.consecutive", _positive, default.breaker.consecutive),
+            success_ratio=read("breaker.success_ratio", _ratio, default.breaker.success_ratio),
+            window=read("breaker.window", _some_time, default.breaker.window),
+            open=read("breaker.open", _some_time, default.breaker.open),
+            max_open=read("breaker.max_open", _some_time, default.breaker.max_open),
+            max_ejected=read("breaker.max_ejected", parse_share, default.breaker.max_ejected),
         ),
         limits=Limits(
-            in_flight=read(limits, "in_flight", _positive, default.limits.in_flight),
-            queue=read(limits, "queue", _count, default.limits.queue),
-            queue_timeout=read(limits, "queue_timeout", parse_duration, default.limits.queue_timeout),
-            held=read(limits, "held", _positive, default.limits.held),
-            held_timeout=read(limits, "held_timeout", _some_time, default.limits.held_timeout),
-            rate=read(limits, "rate", _number, default.limits.rate),
-            connections=read(limits, "connections", _count, default.limits.connections),
+            in_flight=read("limits.in_flight", _positive, default.limits.in_flight),
+            queue=read("limits.queue", _count, default.limits.queue),
+            queue_timeout=read("limits.queue_timeout", parse_duration, default.limits.queue_timeout),
+            held=read("limits.held", _positive, default.limits.held),
+            held_timeout=read("limits.held_timeout", _some_time, default.limits.held_timeout),
+            rate=read("limits.rate", _number, default.limits.rate),
+            connections=read("limits.connections", _count, default.limits.connections),
         ),
     )
+    given = (f"{part}.{name}".removeprefix(".") for part, settings in parts.items() for name in settings)
+    problems += [f"{path}: there is no such setting" for path in given if path not in known]
     return policy, problems
 
 

@@ -426,7 +426,7 @@ async def test_a_rule_s_own_time_out_and_retries(routed: Routed) -> None:
     assert routed.mesh.upstream.accepted == 1
     first, second = routed.mesh.proxy.problems()
     assert first.startswith("route shop: timeout: ")
-    assert second.startswith("route shop: on: ")
+    assert second.startswith("route shop: retries.on: ")
 
 
 async def test_a_rule_s_rate_is_limited_for_each_client(routed: Routed) -> None:

@@ -199,15 +199,24 @@ async def test_other_services_do_not_suffer(mesh: Mesh) -> None:
 
 
 async def test_settings_that_cannot_be_read_are_said(mesh: Mesh) -> None:
-    mesh.traffic = {"balance": "fair", "timeout": "15 apples", "retries": {"on": ["reset", "5xx"]}}
+    mesh.traffic = {
+        "balance": "fair", "timeout": "15 apples", "retries": {"on": ["reset", "5xx"]},
+        "retry": {}, "limits": {"max": 1},
+    }  # fmt: skip
     await mesh.add("web-1", answering(b"1"))
-    first, second, third = mesh.proxy.problems()
+    first, second, third, *others = mesh.proxy.problems()
     assert first == (
         "web.http: traffic.balance: must be one of least-request, round-robin, ewma or {hash: …}, got 'fair';"
         " the default is used"
     )
     assert second.startswith("web.http: traffic.timeout: ")
-    assert "must be of connect-failure, reset, timeout and statuses 400..599, got '5xx'" in third
+    assert third == (
+        "web.http: traffic.retries.on: must be of connect-failure, reset, timeout and statuses 400..599, got '5xx';"
+        " the default is used"
+    )
+    assert others == [
+        "web.http: traffic.retry: there is no such setting", "web.http: traffic.limits.max: there is no such setting",
+    ]  # fmt: skip
     assert (await mesh.ask())[1] == b"1"
 
 
