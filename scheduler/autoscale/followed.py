@@ -180,8 +180,10 @@ def whole_value(metric: Metric, key: str, reading: Reading, parts: list[dict[str
 
 
 def is_busy(reading: Reading) -> bool:
-    """Whether anybody uses the service; also where nobody can tell."""
-    if reading.traffic is not None:
-        return reading.traffic != 0 or reading.waiting > 0
-    told = [reading.metrics[key].value for key in ("in_flight", "requests_per_second") if key in reading.metrics]
-    return reading.waiting > 0 or not told or any(value != 0 for value in told)
+    """Whether anybody uses the service, or a Prometheus metric would wake it; also where nobody can tell."""
+    unknown = reading.traffic is None
+    kinds = ("prometheus", "in_flight", "requests_per_second") if unknown else ("prometheus",)
+    told = [sample for key, sample in reading.metrics.items() if key.startswith(kinds)]
+    if reading.waiting or reading.traffic or (unknown and not told):
+        return True
+    return any(sample.value != 0 or sample.fault for sample in told)

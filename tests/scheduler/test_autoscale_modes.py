@@ -336,6 +336,30 @@ def test_traffic_keeps_it_awake_and_so_does_not_knowing() -> None:
     assert loop.run([None] * 100).current == 1
 
 
+def test_a_node_that_is_silent_keeps_it_awake() -> None:
+    loop = Loop(target(to_zero_after=30), replicas=1)
+    partly = {"in_flight": Sample(value=0, fault="node-b: not known what the proxies there carry")}
+    for second in range(100):
+        given = msgspec.structs.replace(reading(1, 0), metrics=partly, traffic=None)
+        assert loop.autoscaler.tick(second, {"web": given}) == []
+
+
+@pytest.mark.parametrize("mode", ["predictive", "kpa", "hpa"])
+def test_a_prometheus_metric_keeps_awake_what_it_would_wake(mode: str) -> None:
+    metrics = [{"prometheus": {"url": "http://prometheus", "query": "jobs", "target": 2}}]
+    given = target(mode=mode, metrics=metrics, to_zero_after=30)
+    autoscaler = Autoscaler(0)
+    autoscaler.follow({"web": given})
+    current, counts = 1, []
+    for second, jobs in enumerate([*steady(6, 100), *[None] * 100, *steady(0, 100), *steady(6, 100)]):
+        sample = Sample(value=jobs, fault="" if jobs is not None else "it is down")
+        now = msgspec.structs.replace(reading(current, 0, traffic=0), metrics={"prometheus: jobs": sample})
+        for decision in autoscaler.tick(second, {"web": now}):
+            current = decision.replicas
+            counts.append(current)
+    assert [count for count in counts if count != 2] == [3, 0, 3]  # 2: on the way to zero
+
+
 def test_zero_by_hand_stays_zero() -> None:
     autoscaler = Autoscaler(0)
     autoscaler.follow({"web": target(held=0, to_zero_after=30)})
