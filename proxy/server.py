@@ -115,10 +115,12 @@ class ProxyServer:
 
     def _update_routes(self, routes: Mapping[str, TableRoute]) -> None:
         by_address = _routes_by_address(routes)
-        self._gateways = {address: self._gateways.get(address) or Gateway(address, self._context)
-                          for address in by_address}  # fmt: skip
+        old = self._gateways
+        self._gateways = {address: old.get(address) or Gateway(address, self._context) for address in by_address}
         for address, those in by_address.items():
             self._gateways[address].update(those)
+        for address in old.keys() - by_address.keys():  # connections are still open there
+            old[address].update({})
         self._keyring.update({name: route.tls for name, route in routes.items() if isinstance(route.tls, TableTls)})
         self._show_certificates()
 

@@ -13,7 +13,7 @@ import msgspec
 
 from mesh.proxy.backend import Backend
 from mesh.proxy.headers import Origin
-from mesh.proxy.http1 import Request, parse_request
+from mesh.proxy.http1 import Refused, Request, parse_request
 from mesh.proxy.policy import Policy, parse_policy
 from mesh.proxy.route import Meeting, Router, compared_host, compared_path, others_tags
 from mesh.proxy.stats import RouteStats, Stats
@@ -148,7 +148,9 @@ class RouteSite:
         return backend, meeting.route
 
     def destination(self, request: Request, origin: Origin) -> Destination:
-        """Raises Answer: where it is redirected, or why it goes nowhere."""
+        """Raises Answer: where it is redirected, or why it goes nowhere. Refused: the routes are no more."""
+        if not self.routes:
+            raise Refused(404, "the route is gone")
         path = compared_path(request.target)
         if path is None:
             self.stats.refused(400)

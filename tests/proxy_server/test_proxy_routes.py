@@ -16,7 +16,7 @@ from mesh.proxy.route import Meeting, Router, Split, compared_host, compared_pat
 from mesh.proxy.server import ProxyServer
 from mesh.table import Endpoint, RateLimit, Redirect, Rewrite, Rule, Table, TablePort, TableRoute, TableService, Target
 from tests.parts.ports import free_port
-from tests.proxy_server.wire import Head, Mesh, Peer, Upstream, answering
+from tests.proxy_server.wire import GET, OK, Head, Mesh, Peer, Upstream, answering
 
 
 @dataclass(eq=False)
@@ -359,6 +359,22 @@ async def test_routes_share_a_listener_in_one_order(mesh: Mesh) -> None:
     await mesh.update(Table(services=services, routes=routes))
     assert (await routed.ask("/api", "same"))[2] == "web"
     await other.stop()
+
+
+async def test_a_route_that_left_serves_its_open_connections_no_more(routed: Routed) -> None:
+    upstream = await routed.mesh.add("web-1")
+    await routed.serve(rule("web"))
+    idle, busy = await routed.dial(), await routed.dial()
+    await busy.send(GET)
+    server = await upstream.accept()
+    await server.head()
+    await routed.mesh.update(routed.mesh.table())
+    await server.send(OK)
+    assert (await busy.answer())[1] == b"ok"
+    for client in (idle, busy):
+        await client.send(GET)
+        answer, body = await client.answer()
+        assert (answer.start, answer["Connection"], body) == ("HTTP/1.1 404 Not Found", "close", b"the route is gone\n")
 
 
 async def test_a_canary_gets_its_share_and_the_rest_none_of_its_endpoints(routed: Routed) -> None:
