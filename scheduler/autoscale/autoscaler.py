@@ -261,24 +261,25 @@ class Autoscaler:
         """What holds in every mode: the bounds, sleep, an operator's hand."""
         board = self._board
         may_sleep = np.isfinite(board.zero_after)
-        low = np.minimum(np.where(may_sleep, np.maximum(board.low, 1), board.low), board.high)
-        within = np.minimum(np.maximum(board.current, low), board.high)
-        outside = board.current != within  # it is brought back at once, whatever else
-        least = np.where(may_sleep & (board.low == 0), _CODE["to zero"], _CODE["min"])
-        for beyond, bound, limit in (
-            (np.where(outside, board.current, self._wanted) < low, low, least),
-            (np.where(outside, board.current, self._wanted) > board.high, board.high, _CODE["max"]),
-        ):
-            self._wanted = np.where(beyond, bound, self._wanted)
-            self._limit = np.where(beyond, np.where(board.scheduled, _CODE["schedule"], limit), self._limit)
-
         board.idle_since = np.where(board.busy, now, board.idle_since)
         idle = may_sleep & (now - board.idle_since >= board.zero_after)
         self._asleep = asleep = (board.current == 0) & (may_sleep | (board.low == 0))
         self._recommended = np.where(asleep, board.waking, np.where(idle, 0, self._recommended))
         self._limit = np.where(asleep | idle, 0, self._limit)
         self._wanted = np.where(asleep | idle, self._recommended, self._wanted)
-        self._set(asleep & (board.waking > board.high), board.high, "max")
+
+        low = np.minimum(np.where(may_sleep, np.maximum(board.low, 1), board.low), board.high)
+        within = np.minimum(np.maximum(board.current, low), board.high)
+        outside = ~asleep & (board.current != within)  # it is brought back at once, whatever else
+        may_rest = (asleep | idle) & (self._wanted == 0)
+        least = np.where(may_sleep & (board.low == 0), _CODE["to zero"], _CODE["min"])
+        for beyond, bound, limit in (
+            (np.where(outside, board.current, self._wanted) < low, low, least),
+            (np.where(outside, board.current, self._wanted) > board.high, board.high, _CODE["max"]),
+        ):
+            beyond &= ~may_rest
+            self._wanted = np.where(beyond, bound, self._wanted)
+            self._limit = np.where(beyond, np.where(board.scheduled, _CODE["schedule"], limit), self._limit)
         self._set(board.held >= 0, board.held, "override")
 
     def _set(self, where: Flags, count: Integers, limit: Limit) -> None:
@@ -307,8 +308,8 @@ class Autoscaler:
         may_be_here = board.low[index] <= current <= board.high[index] or self._asleep[index]
         if board.held[index] < 0 and may_be_here:
             rated = service.within_rate(self._now, current, count)
-            if count and not current:
-                rated = max(rated, 1)
+            if not current:  # what wakes it is one decision, and `min` at least
+                rated = max(rated, min(count, max(int(board.low[index]), 1)))
             if rated != count:
                 count, limit = rated, "rate"
         recommended = int(self._recommended[index])

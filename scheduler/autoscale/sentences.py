@@ -50,7 +50,8 @@ def _asked(decision: Decision, state: State) -> str:
         return "there are no metrics: only min, max and schedules hold"
     top = next((one for one in decision.metrics if one.metric == decision.metric), decision.metrics[0])
     if top.value is None:
-        return f"{_failing(decision.metrics)}: nothing to go by"
+        failing = _failing(decision.metrics)
+        return f"{failing}: nothing to go by" if failing else "the load says nothing yet"
     if decision.window == "season":
         return f"this time of day asks for {decision.recommendation}"
     return f"{_measured(top, decision)}: {_change(decision.current, decision.recommendation)}"

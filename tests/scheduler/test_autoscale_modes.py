@@ -328,6 +328,17 @@ def test_waking_goes_by_the_rates_as_well() -> None:
     assert loop.current == 3
 
 
+@pytest.mark.parametrize("mode", ["predictive", "kpa", "hpa"])
+def test_it_wakes_with_min_replicas_in_one_decision(mode: str) -> None:
+    behavior = {"scaleUp": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]}}
+    loop = Loop(target(mode=mode, min=3, max=9, behavior=behavior, to_zero_after=30), replicas=0, start=2)
+    loop.tick(0)
+    loop.tick(1, waiting=1)
+    loop.run(steady(1, 10))
+    assert [one.replicas for one in loop.decisions] == [3]
+    assert loop.decisions[0].why == "1 request waits: wake 3 replicas; min is 3"
+
+
 def test_traffic_keeps_it_awake_and_so_does_not_knowing() -> None:
     loop = Loop(target(to_zero_after=30), replicas=1)
     for second in range(100):
