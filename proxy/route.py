@@ -210,6 +210,7 @@ def without_port(host: bytes) -> bytes:
 
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_RAW = re.compile(rb"[\x80-\xff]")
 _SLASHES = re.compile(rb"//+")
 _DOTS = re.compile(rb"/\.\.?(?:/|$)")
 
@@ -217,10 +218,12 @@ _DOTS = re.compile(rb"/\.\.?(?:/|$)")
 def compared_path(target: bytes) -> bytes | None:
     """The path of a target as rules see it; None if it has `.` or `..` segments, which servers resolve differently.
 
-    So that no other spelling of a path meets another rule: unreserved characters are unescaped and the others' escapes
-    in upper case (RFC 3986, 6.2.2), slashes in a row are one.
+    So that no other spelling of a path meets another rule: unreserved characters are unescaped, those beyond ASCII
+    escaped, escapes in upper case (RFC 3986, 6.2.2), slashes in a row are one.
     """
     path = target.partition(b"?")[0]
+    if not path.isascii():  # curl sends them as they were typed
+        path = _RAW.sub(lambda match: b"%%%02X" % match[0][0], path)
     if b"%" in path:
         path = _ESCAPED.sub(_unescape, path)
     if b"//" in path:

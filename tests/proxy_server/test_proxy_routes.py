@@ -119,6 +119,13 @@ def test_the_most_specific_rule_wins(host: str, target: str, fields: list[str], 
     assert service(router(*RULES[::-1]), request) == expected
 
 
+@pytest.mark.parametrize("path", ["/caf%C3%A9", "/café"])
+@pytest.mark.parametrize("target", ["/caf%c3%a9/x", "/café"])
+def test_a_path_beyond_ascii_is_one_however_it_is_written(path: str, target: str) -> None:
+    request = parse_request(f"GET {target} HTTP/1.1\r\nHost: shop\r\n\r\n".encode())
+    assert service(router(rule("cafe", path=path)), request) == "cafe"
+
+
 def test_methods() -> None:
     rules = router(*RULES)
     assert service(rules, asked("shop.example.com", "/api", method="POST")) == "write"
