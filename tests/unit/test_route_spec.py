@@ -176,6 +176,10 @@ def test_what_no_request_s_path_is_compared_with(path: str) -> None:
     assert faults(rules({"to": TO, "path": path}))[0].startswith("rules.0.path: ")
 
 
+def test_a_path_beyond_ascii_is_told_to_be_escaped() -> None:
+    assert "all but visible ASCII escaped" in faults(rules({"to": TO, "path": "/café"}))[0]
+
+
 def test_what_is_meant_as_a_route() -> None:
     assert is_route(FULL)
     assert not is_route({"image": "x", "rules": []})
