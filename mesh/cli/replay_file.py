@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ _LAST = 2e11
 
 
 def _time(value: object) -> float:
+    if isinstance(value, date):  # TOML has dates
+        value = value.isoformat()
     if isinstance(value, str):
         return parse_time(value, "UTC")
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LAST:

@@ -157,6 +157,13 @@ def test_times_may_be_dates() -> None:
     assert counts({**scale, "min": 1}, [{**one, "current": 1} for one in series])[-1] == 5
 
 
+def test_dates_of_toml_are_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = "".join(f"[[series]]\ntime = {time}\nload = 5\n" for time in ("1970-01-01T00:00:05Z", "1970-01-02"))
+    (tmp_path / "series.toml").write_text(f"[scale]\nmetrics = [{{in_flight = 10}}]\n{points}")
+    assert run(["autoscale", "--replay", str(tmp_path / "series.toml"), "--json"]) == 0
+    assert [one["time"] for one in json.loads(capsys.readouterr().out)["decisions"]] == [5, 86400]
+
+
 def test_a_schedule_that_allows_none_says_so() -> None:
     scale = {**SCALE, "mode": "kpa", "schedules": [{"cron": "0 0 * * *", "min": 0, "max": 0}]}
     found = replay(
