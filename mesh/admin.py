@@ -135,7 +135,7 @@ class Admin:
         except OSError as error:
             raise StartError(
                 f"admin HTTP cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}: "
-                "choose another address with --admin-listen"
+                "choose another address with --admin-listen (--admin of mesh dns and mesh proxy)"
             ) from None
         if self._port == 0:
             self.address = f"http://{self._host}:{self._runner.addresses[0][1]}"
