@@ -266,7 +266,7 @@ def survey(
             condition = Condition.GONE
             grace = due[name] - since if name in due else 0.0
             soon = 0 < grace < float("inf")
-            why = f"{says}, is given up after {format_duration(round(grace, 1))}" if soon else says
+            why = f"{says}, is given up after {format_duration(max(1, round(grace)))}" if soon else says
             doubts[name] = NodeDoubt(state="suspected", why=why)
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
     deadlines = (one.deadline for one in view.settings.values() if one.availability == "drain")

@@ -224,6 +224,9 @@ def _runs(view: View, plan: ServicePlan) -> list[RunStatus]:
     ]  # fmt: skip
 
 
+_SERVING = (ReplicaState.RUNNING, ReplicaState.READY)
+
+
 def _replicas(view: View, service: str) -> list[ReplicaStatus]:
     found: dict[str, ReplicaStatus] = {}
     for node, plan in view.node_plans.items():
@@ -232,6 +235,7 @@ def _replicas(view: View, service: str) -> list[ReplicaStatus]:
                 found[assignment.id] = ReplicaStatus(id=assignment.id, slot=assignment.slot, node=node,
                                                      release=assignment.release, state="assigned")  # fmt: skip
     for node, seen in view.nodes.items():
+        is_discounted = view.cluster.discounts(node, seen.index)
         for replica in seen.report.replicas:
             if replica.service != service:
                 continue
@@ -240,7 +244,7 @@ def _replicas(view: View, service: str) -> list[ReplicaStatus]:
                 slot=replica.slot,
                 node=node,
                 release=replica.release,
-                state=replica.state,
+                state=ReplicaState.LOST if is_discounted and replica.state in _SERVING else replica.state,
                 since=replica.since,
                 address=replica.address,
                 ports=replica.ports,

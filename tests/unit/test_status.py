@@ -10,6 +10,8 @@ import msgspec
 from mesh.cli.status import Progress, node_statuses, progress, service_names, service_status
 from mesh.model import (
     Assignment,
+    ClusterPlan,
+    NodeDoubt,
     NodePlan,
     NodeReport,
     Release,
@@ -119,6 +121,13 @@ def test_a_job_that_failed_is_a_failure_with_its_reason() -> None:
     assert progress(failed, JOB, before=0).faults == ["run 1 failed: not done within 1h (job.deadline)"]
     assert service_status(failed, "web").problems == ["run 1 failed: not done within 1h (job.deadline)"]
     assert service_status(failed, "web").runs[0].text == "1/10 done, failed"
+
+
+def test_what_ran_on_a_node_that_was_given_up_is_lost_whatever_it_said_last() -> None:
+    both = view(plan(release(1, SPEC)), 2)
+    gone = replace(both, cluster=ClusterPlan(nodes={"n1": NodeDoubt(state="lost", why="does not answer")}))
+    assert (service_status(both, "web").ready, service_status(gone, "web").ready) == (2, 0)
+    assert {one.state for one in service_status(gone, "web").replicas} == {ReplicaState.LOST}
 
 
 def test_what_is_only_kept_for_its_output_reserves_nothing() -> None:
