@@ -16,7 +16,7 @@ MAX_SETS = 5_000
 """Sets of lost nodes that are tried one by one; of more, a part is."""
 
 MAX_WORK = 4_000_000
-"""Replicas looked at in all sets together: some seconds."""
+"""Replicas looked at in all sets together: some seconds, or a minute where most of them have to be placed first."""
 
 MAX_MORE = 100_000
 """As many replicas as a service may have."""
