@@ -136,6 +136,7 @@ class _Stage:
         self._plan: ServicePlan | None = None
         self._old_hash = ""
         self._memory = Memory()
+        self._wake_at: float | None = None
         self._reported = False  # nodes have told what they began, and the scheduler has not looked since
         self.cut = False
         if script.old is not None:
@@ -176,7 +177,7 @@ class _Stage:
             if happened or step.actions or step.said:
                 yield step
             times = [self._due[0].at if self._due else math.inf, self._now if self._reported else math.inf]
-            times.append(_EPOCH + step.next if step.next is not None and not self._is_over(step) else math.inf)
+            times.append(math.inf if self._wake_at is None or self._is_over(step) else self._wake_at)
             self._now, before = min(times), self._now
             if self._now - _EPOCH > self._script.until or self._now == math.inf:
                 self.cut = self._now != math.inf
@@ -235,7 +236,7 @@ class _Stage:
     def _look(self, happened: list[str]) -> Step:
         before, known = self._plan, {one.id: one for plan in self._plans.values() for one in plan.replicas}
         outcome = reconcile(self._view(), self._now, self._new_id, self._memory, served=self._served_each())
-        self._memory = outcome.memory
+        self._memory, self._wake_at = outcome.memory, outcome.wake_at
         self._plan = outcome.services.get(self._service, self._plan)
         assert self._plan is not None
         self._plans = {**self._plans, **outcome.nodes}

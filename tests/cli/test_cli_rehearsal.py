@@ -129,6 +129,13 @@ def test_replicas_begin_as_they_are_said_to(play: Any) -> None:
     assert placed["slot"] == 2, "what is not ready is replaced first"
 
 
+def test_times_that_no_binary_fraction_has_pass_too(play: Any) -> None:
+    played = play(spec=new(), ready_after="1.66s", stops_after="1.52s")
+    assert [action for action in actions(played) if action[1] == "place"] == [(0, "place"), (3.66, "place"),
+                                                                             (7.32, "place")]  # fmt: skip
+    assert actions(played)[-2:] == [(10.98, "done"), (10.98, "stop")]
+
+
 def test_a_volume_keeps_its_slot_where_it_is(play: Any) -> None:
     data = {"replicas": 4, "volumes": {"data": {"path": "/data"}}}
     played = play(old={**OLD, **data}, spec={**new(max_unavailable="50%"), **data})
