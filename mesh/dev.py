@@ -258,8 +258,9 @@ def _greeting(node: Node, seconds: float) -> Iterator[str]:
     for problem in node.chosen.problems:
         yield f"problem: {problem}"
     if vips and vips.mode == "loopback":
-        moved = vip_route.first_port()
-        yield f"virtual IPs are addresses of 127.0.0.0/8, and ports below {moved} are moved up by 8000: {vips.why}"
+        first = vip_route.first_port()
+        moved = f", and ports below {first} are moved up by 8000" if first > 1 else ""
+        yield f"virtual IPs are addresses of 127.0.0.0/8{moved}: {vips.why}"
     yield "try, in another terminal:"
     yield "  mesh apply examples/guestbook"
     yield "  mesh status --watch"
