@@ -80,7 +80,8 @@ def fault_of(sample: Sample | None) -> str:
 
 
 def ceil(amount: float) -> int:
-    """Whole replicas for an amount, without those that only a rounding error asks for."""
+    """Whole replicas for an amount, without those that only a rounding error asks for; MOST at most."""
+    amount = min(amount, MOST)
     return math.ceil(amount - 1e-9 * max(1.0, amount))
 
 

@@ -136,6 +136,14 @@ def test_a_number_beyond_floats_is_infinite_and_scales_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", ["kpa", "predictive", "hpa"])
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_the_largest_load_over_the_least_target_asks_for_max(mode: str, replicas: int) -> None:
+    scale = {"max": 4, "metrics": [{"in_flight": 1e-6}], "mode": mode, "to_zero_after": "1m"}
+    found = counts(scale, [{"time": time, "load": 1e15, "waiting": 1} for time in (0, 15)], replicas=replicas)
+    assert found == [4, 4]
+
+
+@pytest.mark.parametrize("mode", ["kpa", "predictive", "hpa"])
 def test_only_the_time_between_points_counts_also_before_1970(mode: str) -> None:
     def played(begin: int) -> list[int]:
         loads = [30, 30, 60, 10, 10, 100, 100]
