@@ -49,6 +49,8 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """One sentence."""
+        if not self.release:
+            return "there is no release yet"
         if self.state == RolloutState.IDLE:
             return f"release {self.release} is in force"
         if self.state == RolloutState.CANARY and self.promotable:
@@ -81,7 +83,7 @@ def rollout_status(view: View, name: str) -> RolloutStatus:
         ready_by_release={
             str(release): count for release, count in sorted(Counter(one.release for one in ready).items())
         },
-        message=plan.rollout.message,
+        message="; ".join(filter(None, [plan.rollout.message, *status.refusals(view, name)])),
         pending=found.pending,
     )
 

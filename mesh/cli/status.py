@@ -163,7 +163,7 @@ def service_status(view: View, name: str) -> ServiceStatus:
         dns=f"{name}.svc.{view.config.domain}",
         ports={port_name: f"{port.port}/{port.protocol}" for port_name, port in plan.ports.items()},
         scaling=_scaling(view, name, spec),
-        problems=_problems(wish.errors if wish else (), plan),
+        problems=[*refusals(view, name), *_problems(plan)],
         pending=[PendingStatus(slot=pending.slot, reasons=pending.reasons) for pending in plan.pending],
         runs=_runs(view, plan),
         next_run=plan.next_run,
@@ -192,8 +192,15 @@ def _scaling(view: View, name: str, spec: ServiceSpec | None) -> str:
     return f"{bounds}: asleep" if count.asleep else f"{bounds}: {count.why or 'has changed nothing yet'}"
 
 
-def _problems(wish_errors: tuple[str, ...], plan: ServicePlan) -> list[str]:
-    problems = [f"the spec is not in force: {error}" for error in dict.fromkeys([*wish_errors, *plan.errors])]
+def refusals(view: View, name: str) -> list[str]:
+    """Why a service's spec is not in force."""
+    wish, plan = view.wishes.get(name), view.plans.get(name)
+    errors = [*(wish.errors if wish else ()), *(plan.errors if plan else ())]
+    return [f"the spec is not in force: {error}" for error in dict.fromkeys(errors)]
+
+
+def _problems(plan: ServicePlan) -> list[str]:
+    problems: list[str] = []
     if plan.rollout.state in (RolloutState.FAILED, RolloutState.PAUSED):
         problems.append(f"rollout {plan.rollout.state}: {plan.rollout.message}".rstrip(": "))
     if plan.runs and plan.runs[-1].state is RunState.FAILED:

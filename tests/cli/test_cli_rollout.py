@@ -61,6 +61,13 @@ def test_status_says_how_far_it_is_and_what_it_waits_for(mesh: Mesh, kv: Kv) -> 
     assert "1 of 1 canaries healthy; waits for mesh rollout promote web" in mesh("rollout", "status", "web").out
 
 
+def test_status_says_that_no_release_was_made_of_a_spec_and_why(mesh: Mesh, kv: Kv) -> None:
+    kv.put(kv.keys.service("web"), {"image": 5})
+    out = mesh("rollout", "status", "web").out
+    assert "web: waiting: there is no release yet" in out
+    assert "the spec is not in force: image: must be a word, got 5" in out
+
+
 @pytest.mark.parametrize("command", [("rollout", "promote"), ("promote",)])
 def test_promote_asks_for_the_newest_release(mesh: Mesh, kv: Kv, command: tuple[str, ...]) -> None:
     written(kv, healthy=1)
