@@ -110,6 +110,8 @@ class Meeting(Generic[W]):
 
     def moved(self, change: Redirect | Rewrite, path: bytes, target: bytes) -> bytes:
         """The target that a redirect or rewrite makes of `target`, whose path as compared is `path`."""
+        if target == b"*":  # of OPTIONS: no path, but the server as a whole
+            return target
         _, question, query = target.partition(b"?")
         if change.path is not None:
             path = change.path.encode()
@@ -121,7 +123,8 @@ class Meeting(Generic[W]):
 
     def location(self, redirect: Redirect, path: bytes, request: Request, scheme: bytes) -> bytes:
         """Where a redirect sends the client: a path alone, as long as scheme and host stay."""
-        target = self.moved(redirect, path, request.target)
+        whole = path == b"*"  # the server, whose root is asked for then
+        target = self.moved(redirect, b"/", b"/") if whole else self.moved(redirect, path, request.target)
         if target.startswith((b"//", b"/\\")):  # a browser would take it for another host
             target = b"/" + target.lstrip(b"/\\")
         if redirect.scheme is None and redirect.host is None:

@@ -225,6 +225,7 @@ def moved(path: str, change: Rewrite, target: str) -> str:
         ("/", "/app", "/", "/app/"),
         ("/api", "/v2", "/%61pi/b%2Fc", "/v2/b%2Fc"),
         ("/api", "/", "/api//evil.example", "/evil.example"),
+        ("/", "/app", "*", "*"),
     ],
 )
 def test_a_prefix_is_rewritten_on_its_border(path: str, prefix: str, target: str, expected: str) -> None:
@@ -259,6 +260,13 @@ def location(redirect: Redirect, host: str, target: str, *, path: str = "/", sch
 )
 def test_what_a_redirect_does_not_name_stays(redirect: Redirect, expected: str) -> None:
     assert location(redirect, "shop.example:8080", "/old/x?q=1", path="/old") == expected
+
+
+def test_the_server_as_a_whole_is_redirected_as_its_root() -> None:
+    request = asked("shop.example", "*", method="OPTIONS")
+    meeting = Meeting("r", Rule(redirect=Redirect()), list[Member]())
+    assert meeting.location(Redirect(scheme="https"), b"*", request, b"http") == b"https://shop.example/"
+    assert meeting.location(Redirect(prefix="/app"), b"*", request, b"http") == b"/app/"
 
 
 @pytest.mark.parametrize(
