@@ -62,6 +62,7 @@ def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 _EXPECTED = {
     "string_type": "text",
+    "string_unicode": "text of whole characters",
     "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": "an object",

@@ -32,6 +32,8 @@ FAULTS: dict[str, dict[str, Any]] = {
         "scale": {"metrics": [{"in_flight": 1}, {"cpu": "50%"}]}, "series": [{"time": 0, "load": 1}]},
     "series.0.replicas: stands for ready, missing, unready and dying: leave those out": {
         "scale": SCALE, "series": [{"time": 0, "ready": 1, "replicas": {"a": {}}}]},
+    "scale.mode: must be text of whole characters, got '\\ud800'": {
+        "scale": {**SCALE, "mode": "\ud800"}, "series": []},
     "series.0.ready: must be 0..100000, got -1": {"scale": SCALE, "series": [{"time": 0, "ready": -1}]},
     "series.0: must have at most 10000 replicas": {"scale": SCALE, "series": [{"time": 0, "ready": 10001}]},
 }  # fmt: skip
