@@ -112,6 +112,8 @@ async def scale(
 ) -> None:
     """Set how many replicas a service has, without editing its spec."""
     wanted = dict(map(_count, counts))
+    if len(wanted) < len(counts):
+        raise Invalid("each service can be scaled once at a time")
     view = await mesh.view()
     mesh.known_services(view, list(wanted))
     for name in wanted:

@@ -98,6 +98,12 @@ def test_scale_refuses_what_is_no_count(mesh: Mesh, kv: Kv, argument: str) -> No
     assert result.err.startswith(f"error: {argument}: ")
 
 
+def test_two_counts_for_one_service_are_refused(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
+    mesh("apply", *files(tmp_path, web=WEB))
+    assert mesh("scale", "web=1", "web=5").code == 2
+    assert kv.get(kv.keys.scale("web")) is None
+
+
 def test_only_a_service_can_be_scaled(mesh: Mesh, kv: Kv, tmp_path: Path) -> None:
     mesh("apply", *files(tmp_path, all="name: every\nimage: x\nkind: global\n"))
     assert mesh("scale", "every=2").err == "error: every: only kind service can be scaled, it is of kind global\n"
