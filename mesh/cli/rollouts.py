@@ -126,14 +126,15 @@ async def tell(
         console.say(f"{service}: {_DONE[action].format(newest)}")
     mesh.warn_without_leader()
     if longest:
-        await _follow(mesh, service, result.entries[0].modify_index, longest)
+        aim = newest + 1 if action in ("abort", "undo") else newest
+        await _follow(mesh, service, aim, result.entries[0].modify_index, longest)
 
 
-async def _follow(mesh: Mesh, service: str, index: int, longest: float) -> None:
-    """Prints how far the rollout has come until it has ended.
+async def _follow(mesh: Mesh, service: str, aim: int, index: int, longest: float) -> None:
+    """Prints how far the rollout of release `aim` has come until it has ended.
 
     Raises:
-        Failed: if it fails, or is not done after `longest` seconds.
+        Failed: if it fails, another release takes its place, or it is not done after `longest` seconds.
     """
     said = ""
     try:
@@ -146,6 +147,8 @@ async def _follow(mesh: Mesh, service: str, index: int, longest: float) -> None:
                 if found.text != said:
                     said = found.text
                     console.note(f"{service}: {said}")
+                if found.release > aim:
+                    raise Failed(f"{service}: {found.message or f'release {found.release} took its place'}")
                 if found.state in (RolloutState.PAUSED, RolloutState.FAILED):
                     raise Failed(f"{service}: rollout {found.state}: {found.message}")
                 if found.state == RolloutState.IDLE and found.ready == found.updated >= found.desired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -121,6 +122,18 @@ def test_waiting_for_a_scheduler_that_is_not_there_ends(mesh: Mesh, kv: Kv) -> N
     result = mesh("rollout", "promote", "web", "--wait", "--timeout", "300ms")
     assert result.code == 1
     assert "web: the scheduler has not looked at it" in result.err
+
+
+def test_waiting_for_a_release_that_was_rolled_back_fails(mesh: Mesh, kv: Kv) -> None:
+    plan = written(kv)
+    back = release(3, "web:1", good=True, rollback_of=2)
+    rollout = Rollout(state=RolloutState.IDLE, release=3, message="release 2: a replica was not healthy; rolled back")
+    later = threading.Timer(1.0, kv.put, (kv.keys.service_plan("web"), msgspec.structs.replace(
+        plan, releases=[*plan.releases, back], rollout=rollout, command=2**40)))  # fmt: skip
+    later.start()
+    result = mesh("rollout", "promote", "web", "--wait", "--timeout", "20s")
+    later.join()
+    assert (result.code, "release 2: a replica was not healthy; rolled back" in result.err) == (1, True)
 
 
 def test_deleting_a_service_takes_its_command_along(mesh: Mesh, kv: Kv) -> None:
