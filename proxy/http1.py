@@ -26,6 +26,7 @@ from mesh.proxy.trace import Trace, parse_traceparent
 MAX_HEAD: Final = 32 * 1024
 """Bytes up to the empty line's end."""
 MAX_FIELDS: Final = 100
+NO_REQUEST: Final = "a request line that is not METHOD TARGET HTTP/1.1"
 HEAD_END: Final = b"\r\n\r\n"
 
 _REMEMBERED = 512
@@ -210,7 +211,7 @@ def parse_request(head: bytes) -> Request:
     """
     line = _REQUEST_LINE.match(head)
     if line is None:
-        raise Refused(400, "a request line that is not METHOD TARGET HTTP/1.1")
+        raise Refused(400, NO_REQUEST)
     method, target = line.groups()
     if method == b"CONNECT":
         raise Refused(405, "CONNECT: this is no forward proxy")

@@ -13,7 +13,7 @@ from mesh.proxy.body import Malformed
 from mesh.proxy.context import Context
 from mesh.proxy.exchange import Exchange
 from mesh.proxy.headers import Origin
-from mesh.proxy.http1 import HEAD_END, MAX_HEAD, Refused, Request, parse_request
+from mesh.proxy.http1 import HEAD_END, MAX_HEAD, NO_REQUEST, Refused, Request, parse_request
 from mesh.proxy.listener import unmapped
 from mesh.proxy.site import Answer, Destination
 from mesh.proxy.stats import Stats
@@ -202,6 +202,8 @@ class ClientConnection(Timed):
             raise Refused(431, f"a request head longer than {MAX_HEAD} bytes")
         if data.count(b"\n") != data.count(b"\r\n"):
             raise Refused(400, "a bare line feed")
+        if data and not data[:1].isupper() and data != b"\r":  # TLS, most likely: more of it will not mend it
+            raise Refused(400, NO_REQUEST)
         if data:
             now = self.context.wheel.now
             self.context.wheel.watch(self, min(self.deadline, now + HEAD_TIMEOUT))

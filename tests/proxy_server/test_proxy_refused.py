@@ -142,6 +142,14 @@ async def test_refused(mesh: Mesh, status: int, request_: bytes) -> None:
     assert upstream.accepted == 0
 
 
+@pytest.mark.parametrize("first", [b"\x16", b"\r\n\x16\x03", b"\r\r", b" "])
+async def test_what_cannot_become_a_request_is_refused_before_it_is_whole(mesh: Mesh, first: bytes) -> None:
+    await mesh.add("web-1")
+    client = await mesh.dial()
+    await client.send(first)
+    assert (await client.head()).start.split()[1] == "400"
+
+
 @pytest.mark.parametrize("first", [32767, 32768, 40_000])
 async def test_32_kib_are_counted_alike_however_they_come(mesh: Mesh, first: int) -> None:
     await mesh.add("web-1", answering(b"ok"))
