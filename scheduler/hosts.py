@@ -151,13 +151,17 @@ class Hearing:
             case _:
                 return True
 
+    def may_run(self, node: str) -> bool:
+        """What the node runs may live, and nobody there would stop it: its kernel answers, its agent does not."""
+        return self.sign(node) in (Sign.REFUSES, Sign.ACCEPTS)
+
     def give_up_at(self, node: str, gone: float, held: bool, calm: float, lost_after: float) -> float:
         """When a node may be replaced at the earliest, silent since `gone` by our memory; no brake since `calm`."""
         by_session = max(gone, calm) + lost_after
         sight = self.sights.get(node)
         if sight is None or sight.sign is Sign.ANSWERS:
             return by_session
-        if sight.sign in (Sign.REFUSES, Sign.ACCEPTS):
+        if self.may_run(node):
             return float("inf") if held else max(by_session, sight.since + UP_GRACE)
         return max(sight.since, calm) + self.pace.give_up
 
@@ -232,7 +236,8 @@ def survey(
         elif not frozen:
             due[node] = hearing.give_up_at(node, since, _is_held(view, node), memory.calm_since, lost_after)
             if _has_singleton(view.node_plans[node]):
-                due[node] = max(due[node], memory.lapsed.get(node, float("inf")) + lost_after)
+                lapsed = memory.lapsed.get(node, float("inf"))
+                due[node] = float("inf") if hearing.may_run(node) else max(due[node], lapsed + lost_after)
     before = memory.hosts
     hosts: dict[str, Host] = {}
     doubts: dict[str, NodeDoubt] = {}
@@ -267,6 +272,8 @@ def survey(
             grace = due[name] - since if name in due else 0.0
             soon = 0 < grace < float("inf")
             why = f"{says}, is given up after {format_duration(max(1, round(grace)))}" if soon else says
+            if hearing.may_run(name) and not _is_held(view, name) and _has_singleton(view.node_plans[name]):
+                why = f"{says}; it had a singleton, which must not run twice: if it is gone: mesh confirm-loss {name}"
             doubts[name] = NodeDoubt(state="suspected", why=why)
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)
     deadlines = (one.deadline for one in view.settings.values() if one.availability == "drain")
@@ -306,7 +313,7 @@ def _is_given_up(view: View, node: str) -> bool:
 
 
 def _has_singleton(plan: NodePlan) -> bool:
-    """It runs what must never run twice. Cut off, that stops by itself before the session ends, and not sooner."""
+    """It runs what must never run twice. Cut off, its agent stops that before the session ends, and not sooner."""
     return any(spec.get("singleton") for spec in plan.specs.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh.autoscaling.demand import Demand
-from mesh.model import ReplicaState, ServicePlan, Want
+from mesh.model import ReplicaState, RolloutState, ServicePlan, Want
 from mesh.scheduler.autoscale.model import Reading, ReplicaReading, Sample, key_of
 from mesh.scheduler.blueprint import blueprint_or_none
 from mesh.scheduler.classify import Replica
@@ -78,6 +78,7 @@ def read(
         metrics=samples,
         waiting=0 if ready else max(carried.queued, held_requests),
         traffic=None if silent else carried.traffic + held_requests,
+        rolling=plan.rollout.state in (RolloutState.ROLLING, RolloutState.CANARY, RolloutState.PAUSED),
     )
 
 

@@ -180,10 +180,11 @@ def whole_value(metric: Metric, key: str, reading: Reading, parts: list[dict[str
 
 
 def is_busy(reading: Reading) -> bool:
-    """Whether anybody uses the service, or a Prometheus metric would wake it; also where nobody can tell."""
+    """Whether anybody uses the service, or a Prometheus metric would wake it, or a release is on its way; also where
+    nobody can tell."""
     unknown = reading.traffic is None
     kinds = ("prometheus", "in_flight", "requests_per_second") if unknown else ("prometheus",)
     told = [sample for key, sample in reading.metrics.items() if key.startswith(kinds)]
-    if reading.waiting or reading.traffic or (unknown and not told):
+    if reading.waiting or reading.traffic or reading.rolling or (unknown and not told):
         return True
     return any(sample.value != 0 or sample.fault for sample in told)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mesh.autoscaling.demand import STALE, Demand
 from mesh.autoscaling.readings import Moment, read
 from mesh.autoscaling.troubles import NEVER_READY, STANDS, Troubles
 from mesh.dataplane.load import EndpointReport, Load, LoadReport, ReplicaUsage, ServiceReport, Total
-from mesh.model import Assignment, Release, ReplicaReport, ReplicaState, ServicePlan, Want
+from mesh.model import Assignment, Release, ReplicaReport, ReplicaState, Rollout, RolloutState, ServicePlan, Want
+from mesh.scheduler.autoscale.followed import is_busy
 from mesh.scheduler.autoscale.model import Reading, ReplicaReading, Sample
 from mesh.scheduler.classify import Replica
 from mesh.scheduler.hosts import Condition
@@ -134,6 +136,15 @@ def asked(**usage: ReplicaUsage) -> Demand:
     demand.take("n1", answer(100.0, http=http(0, 0.0)), protocols, 1.0)
     demand.take("n1", answer(101.0, http=http(30, 12.0, 3), usage=told), protocols, 2.0)
     return demand
+
+
+def test_a_release_that_is_on_its_way_keeps_its_service_awake() -> None:
+    def awake(state: RolloutState) -> bool:
+        plan = msgspec.structs.replace(PLAN, rollout=Rollout(state=state))
+        return is_busy(read(scale({"in_flight": 10}), plan, 1, {}, demand, lambda *_: Sample(), 0, Moment(2.0, 1000.0)))
+
+    demand = Demand()
+    assert [state for state in RolloutState if awake(state)] == ["rolling", "canary", "paused"]
 
 
 def test_a_reading_has_the_whole_and_each_replicas_part() -> None:

@@ -149,6 +149,21 @@ def test_a_singleton_is_not_begun_elsewhere_before_its_node_s_session_is_over() 
     assert home not in world.spread()
 
 
+@pytest.mark.parametrize("sign", [Sign.REFUSES, Sign.ACCEPTS])
+def test_a_singleton_that_nobody_would_stop_is_not_begun_elsewhere_before_its_loss_is_confirmed(sign: Sign) -> None:
+    world = running(replicas=1, singleton=True)
+    (home,) = world.spread()
+    hear(world, **{home: sign})
+    world.nodes[home].held = False
+    world.run(UP_GRACE + 300)
+    assert world.spread() == {home: 1}
+    assert world.cluster.nodes[home].why.endswith(f"if it is gone: mesh confirm-loss {home}")
+    world.settings[home] = NodeSettings(lost=world._seen[home].index)
+    world._dirty = True
+    world.run(2)
+    assert home not in world.spread()
+
+
 def test_lost_packets_are_shown_and_move_nothing() -> None:
     world = running()
     before = world.ready()
