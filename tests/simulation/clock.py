@@ -11,6 +11,7 @@ import contextlib
 import gc
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
@@ -40,8 +41,8 @@ class Process:
         self.paused = False
         self.dead = False
         self.steps = 0
-        self.ambush: tuple[int, Callable[[], None]] | None = None
-        """Call this when so many steps have been taken: a fault at an await that no timer would hit."""
+        self.ambush: tuple[float, Callable[[], None]] | None = None
+        """Call this when so many steps have been taken: a fault at an await that no timer would hit. None spares it."""
         self.held: list[asyncio.Handle] = []
         self.pid = next(_pids)
 
@@ -49,6 +50,12 @@ class Process:
         context = copy_context()
         context.run(PROCESS.set, self)
         return context
+
+
+def _strike(process: Process) -> None:
+    if process.ambush is not None:  # it may have been spared at the last moment
+        strike, process.ambush = process.ambush[1], None
+        strike()
 
 
 _pids = itertools.count(1)
@@ -151,8 +158,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 return
             process.steps += 1
             if process.ambush and process.steps >= process.ambush[0]:
-                strike, process.ambush = process.ambush[1], None
-                self.call_soon(strike, context=WORLD.copy())
+                process.ambush = (math.inf, process.ambush[1])  # not again
+                self.call_soon(_strike, process, context=WORLD.copy())
         handle._run()
 
     def add_reader(self, where: Any, callback: Callable[..., object], *args: object) -> None:

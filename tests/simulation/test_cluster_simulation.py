@@ -216,6 +216,21 @@ def test_who_is_killed_tidies_nothing_up() -> None:
     assert run(kill) == []
 
 
+def test_who_is_spared_is_not_killed_even_where_it_was_about_to_be() -> None:
+    async def spare(loop: VirtualLoop) -> bool:
+        process = Process("p")
+
+        async def work() -> None:
+            process.ambush = None  # its last step
+
+        process.ambush = (1, lambda: setattr(process, "dead", True))
+        loop.spawn(process, work(), "work")
+        await asyncio.sleep(5)
+        return process.dead
+
+    assert not run(spare)
+
+
 def test_a_loop_with_nothing_to_wait_for_says_so() -> None:
     async def hang(loop: VirtualLoop) -> None:
         await loop.create_future()
