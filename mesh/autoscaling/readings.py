@@ -78,8 +78,11 @@ def read(
         metrics=samples,
         waiting=0 if ready else max(carried.queued, held_requests),
         traffic=None if silent else carried.traffic + held_requests,
-        rolling=plan.rollout.state in (RolloutState.ROLLING, RolloutState.CANARY, RolloutState.PAUSED),
+        rolling=len(plan.releases) > 1 and plan.rollout.state in _UNDER_WAY,
     )
+
+
+_UNDER_WAY = (RolloutState.ROLLING, RolloutState.CANARY, RolloutState.PAUSED)
 
 
 def _counted(muster: Mapping[str, Sequence[Replica]]) -> Iterable[Replica]:

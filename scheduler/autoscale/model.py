@@ -105,7 +105,7 @@ class Reading(Part, frozen=True, kw_only=True):
     """Requests and connections that came since the last reading, or are under way, waiting ones included; None:
     unknown. What `to_zero_after` goes by."""
     rolling: bool = False
-    """A release is on its way, or waits to be promoted: at zero it would be in force, and nobody had seen it work."""
+    """A release takes the place of another, or waits to: at zero it would be in force, and nobody had seen it work."""
 
 
 class MetricDecision(Part, frozen=True, kw_only=True):

@@ -138,13 +138,14 @@ def asked(**usage: ReplicaUsage) -> Demand:
     return demand
 
 
-def test_a_release_that_is_on_its_way_keeps_its_service_awake() -> None:
-    def awake(state: RolloutState) -> bool:
-        plan = msgspec.structs.replace(PLAN, rollout=Rollout(state=state))
+def test_a_release_that_takes_another_s_place_keeps_its_service_awake() -> None:
+    def awake(state: RolloutState, releases: int = 2) -> bool:
+        plan = msgspec.structs.replace(PLAN, rollout=Rollout(state=state), releases=PLAN.releases[:1] * releases)
         return is_busy(read(scale({"in_flight": 10}), plan, 1, {}, demand, lambda *_: Sample(), 0, Moment(2.0, 1000.0)))
 
     demand = Demand()
     assert [state for state in RolloutState if awake(state)] == ["rolling", "canary", "paused"]
+    assert not awake(RolloutState.ROLLING, releases=1)
 
 
 def test_a_reading_has_the_whole_and_each_replicas_part() -> None:
