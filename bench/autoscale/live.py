@@ -163,7 +163,6 @@ def main() -> None:
     spec = service(
         replicas=1,
         scale=scale,
-        env={"BACKLOG": "128"},
         resources={"cpu": "20m", "memory": "32Mi"},
         health={"ready": {"http": "/healthz", "interval": "250ms"}},
     )

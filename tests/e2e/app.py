@@ -1,7 +1,6 @@
 """A replica for the end-to-end tests: says who it is, and can be told to misbehave by its environment.
 
 HELLO: what it says first. START_DELAY: seconds before it listens. UNREADY_FILE: while it exists, /healthz is 503.
-BACKLOG: connections that may wait for it to accept them.
 `/slow` takes 0.3 s, `/eat` all the memory that the replica may have.
 """
 
@@ -38,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     time.sleep(float(os.environ.get("START_DELAY", "0")))
-    ThreadingHTTPServer.request_queue_size = int(os.environ.get("BACKLOG", "5"))
+    ThreadingHTTPServer.request_queue_size = 512  # what it comes with, 5, is less than any server has
     server = ThreadingHTTPServer((os.environ.get("HOST", "0.0.0.0"), int(os.environ["PORT_HTTP"])), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print("listening", file=sys.stderr, flush=True)
