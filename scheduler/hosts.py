@@ -270,9 +270,10 @@ def survey(
         else:
             condition = Condition.GONE
             grace = due[name] - since if name in due else 0.0
-            soon = 0 < grace < float("inf")
-            why = f"{says}, is given up after {format_duration(max(1, round(grace)))}" if soon else says
-            if hearing.may_run(name) and not _is_held(view, name) and _has_singleton(view.node_plans[name]):
+            why = says
+            if 0 < grace < float("inf"):
+                why = f"{says}, is given up after {format_duration(max(1, round(grace)))}"
+            elif grace and not _is_held(view, name):
                 why = f"{says}; it had a singleton, which must not run twice: if it is gone: mesh confirm-loss {name}"
             doubts[name] = NodeDoubt(state="suspected", why=why)
         hosts[name] = _host(name, condition, report, why, settings, before.by_name.get(name) if before else None)

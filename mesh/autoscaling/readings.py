@@ -16,6 +16,7 @@ from mesh.spec.scale import Scale
 
 RESOURCES = frozenset({"cpu", "memory"})
 """Metrics that only a replica's own node can tell."""
+_UNDER_WAY = (RolloutState.ROLLING, RolloutState.CANARY, RolloutState.PAUSED)
 
 Elsewhere = Callable[[str, str], Sample]
 """What a Prometheus at this URL answers to a query."""
@@ -80,9 +81,6 @@ def read(
         traffic=None if silent else carried.traffic + held_requests,
         rolling=len(plan.releases) > 1 and plan.rollout.state in _UNDER_WAY,
     )
-
-
-_UNDER_WAY = (RolloutState.ROLLING, RolloutState.CANARY, RolloutState.PAUSED)
 
 
 def _counted(muster: Mapping[str, Sequence[Replica]]) -> Iterable[Replica]:
